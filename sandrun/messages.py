@@ -1,0 +1,308 @@
+"""Every message between our processes, in the order in which a job meets them. Pure.
+
+One message, one frozen struct; a channel end is typed by the union of what it
+may receive. Descriptors travel beside a message (SCM_RIGHTS), in the order its
+docstring gives. Every string and list is bounded here, because each end treats
+the other as possibly taken over.
+
+::
+
+    supervisor ──Spawn──▶ spawner ──clone──▶ zygote (PID 1)
+    supervisor ──Lease──▶ http ──Dispatch──▶ zygote ──Started, LogGrew, Result──▶ http
+    http ──Taken, Finished──▶ supervisor
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from sandrun.job import JobSpec, Limits, Usage, Verdict
+
+Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+ZygoteId = Annotated[int, msgspec.Meta(ge=0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+INLINE_MAX_BYTES = 48 * 1024  # of files carried inside a Dispatch; a datagram holds 208 KiB
+
+
+class _Message(
+    msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True
+):
+    pass
+
+
+# ── supervisor → http ────────────────────────────────────────────────────────
+
+
+class Package(_Message, tag=False):
+    """One installed distribution."""
+
+    name: str
+    version: str
+
+
+class EnvironmentInfo(_Message, tag=False):
+    """One environment as clients may see it."""
+
+    name: Name
+    interpreter: Name
+    version: Text = ""
+    packages: tuple[Package, ...] = ()
+    description: Text = ""
+
+
+class InterpreterInfo(_Message, tag=False):
+    """One interpreter that the sandbox's root really has."""
+
+    name: Name
+    path: Text  # inside the sandbox
+    extensions: tuple[str, ...] = ()
+    version: Text = ""
+    mode: Name = "exec"
+
+
+class Welcome(_Message):
+    """First message to http: what this node can do.
+
+    ``layers`` maps the name of an isolation layer to "on" or to the reason why
+    it is off (only a layer that the operator waived, or an optional one).
+    """
+
+    environments: tuple[EnvironmentInfo, ...]
+    interpreters: tuple[InterpreterInfo, ...]
+    layers: dict[str, str]
+    privacy: dict[str, str]  # measured facts: swap, core_pattern, job_files, ...
+
+
+class Lease(_Message):
+    """A ready zygote now belongs to http.
+
+    Descriptors: its SEQPACKET socket; its log, read only; its outputs, read only.
+    """
+
+    zygote: ZygoteId
+    environment: Name
+    warm: Name  # interpreter that is already running in it, or "exec"
+
+
+class Withdraw(_Message):
+    """A leased zygote that http had not used is gone."""
+
+    zygote: ZygoteId
+
+
+class Resized(_Message):
+    """Answer to :class:`Resize`."""
+
+    zygote: ZygoteId
+
+
+class PoolState(_Message):
+    """Sent when it changes: for ``/stats``, ``/health`` and admission.
+
+    ``fault`` is the first cause why the pool cannot make zygotes, or "".
+    ``memory_available_bytes`` is what new jobs may still use on this host.
+    """
+
+    warm: int
+    booting: int
+    busy: int
+    capacity: int
+    fault: Text = ""
+    memory_available_bytes: Bytes = 1 << 40
+
+
+class Drain(_Message):
+    """Accept no more jobs, finish those that run, then exit.
+
+    ``grace_s``: seconds until running jobs are cancelled.
+    """
+
+    grace_s: float = 0.0
+
+
+ToHttp = Welcome | Lease | Withdraw | Resized | PoolState | Drain
+
+
+# ── http → supervisor ────────────────────────────────────────────────────────
+
+
+class Ready(_Message):
+    """http listens; ``urls`` are what it serves."""
+
+    urls: tuple[Text, ...]
+
+
+class Taken(_Message):
+    """A leased zygote got a job: refill."""
+
+    zygote: ZygoteId
+
+
+class Resize(_Message):
+    """Give an idle leased zygote another storage size before its dispatch."""
+
+    zygote: ZygoteId
+    storage_bytes: Bytes
+
+
+class Want(_Message):
+    """Jobs wait for zygotes of this kind: ``waiting`` is how many."""
+
+    environment: Name
+    warm: Name
+    waiting: int
+
+
+class Finished(_Message):
+    """http has the result (or gave the zygote up): destroy it."""
+
+    zygote: ZygoteId
+
+
+class Kill(_Message):
+    """End this zygote now, whatever it does."""
+
+    zygote: ZygoteId
+
+
+ToPool = Ready | Taken | Resize | Want | Finished | Kill
+
+
+# ── http → zygote ────────────────────────────────────────────────────────────
+
+
+class InlineFile(_Message, tag=False):
+    """A small plain file, sent along. ``path`` is relative and already safe."""
+
+    path: Text
+    data: bytes
+    executable: bool = False
+
+
+class UploadPart(_Message, tag=False):
+    """One part of the upload descriptor: a plain file or an archive to unpack."""
+
+    kind: str  # "file", "tar", "zip" (gzip is recognised by its content)
+    path: Text
+    offset: Bytes
+    size: Bytes
+    executable: bool = False
+
+
+class Dispatch(_Message):
+    """Run this. The only command that a zygote gets in its life.
+
+    Descriptors: none, or the sealed upload. The upload ends with a msgpack list
+    of :class:`UploadPart` at ``index_offset`` of ``index_size`` bytes.
+    PID 1 checks every limit against the maxima it was booted with.
+    """
+
+    spec: JobSpec
+    files: tuple[InlineFile, ...] = ()
+    index_offset: Bytes = 0
+    index_size: Bytes = 0
+    manifest_given: tuple[str, ...] = ()  # fields of the manifest part: they win over job.json
+
+
+class Cancel(_Message):
+    """Kill the job; a Result with ``cancelled`` follows."""
+
+
+class Acknowledge(_Message):
+    """http has the Result: PID 1 may exit."""
+
+
+ToZygote = Dispatch | Cancel | Acknowledge
+
+
+# ── zygote → http ────────────────────────────────────────────────────────────
+
+
+class Started(_Message):
+    """The entrypoint runs. ``spec`` is complete: every ``None`` has been found out."""
+
+    spec: JobSpec
+    build: bool = False  # it is the build command that runs first
+
+
+class LogGrew(_Message):
+    """The log now ends at ``end`` (bytes of its record file)."""
+
+    end: Bytes
+
+
+class Elsewhere(_Message):
+    """Nothing has run: job.json inside the archive asks for what this zygote cannot
+    give (another environment, another storage size). Dispatch ``spec`` again there."""
+
+    spec: JobSpec
+
+
+class Result(_Message):
+    """The end. The outputs descriptor holds an ``OutputIndex`` at ``index_offset``."""
+
+    verdict: Verdict
+    usage: Usage
+    spec: JobSpec
+    log_end: Bytes
+    index_offset: Bytes = 0
+    index_size: Bytes = 0
+
+
+FromZygote = Started | LogGrew | Elsewhere | Result
+
+
+# ── supervisor ↔ spawner (one per environment) ───────────────────────────────
+
+
+class Spawn(_Message):
+    """Make one zygote.
+
+    Descriptors, in order: the zygote's end of its http socket; its log (writable);
+    its outputs (writable); the detached tmpfs mount; then the control files of its
+    job group named in ``control_files``.
+    """
+
+    zygote: ZygoteId
+    warm: Name
+    slot: int  # decides the pair of user ids
+    control_files: tuple[str, ...]
+    max_limits: Limits
+    default_limits: Limits
+
+
+class Spawned(_Message):
+    """PID 1 exists under ``pid`` (ours to reap: CLONE_PARENT); it is still booting."""
+
+    zygote: ZygoteId
+    pid: int
+
+
+class Booted(_Message):
+    """PID 1 is confined, its job process parked and attested: it may be leased."""
+
+    zygote: ZygoteId
+
+
+class BootFailed(_Message):
+    """A boot step failed; PID 1 has exited or will be killed. Nothing ran."""
+
+    zygote: ZygoteId
+    step: Text
+    errno: int = 0
+    detail: Text = ""
+
+
+class SpawnerReady(_Message):
+    """The root file system stands. ``interpreters`` were found in it."""
+
+    interpreters: tuple[InterpreterInfo, ...]
+    version: Text = ""
+
+
+ToSpawner = Spawn
+FromSpawner = SpawnerReady | Spawned | Booted | BootFailed
