@@ -1,0 +1,792 @@
+"""Control groups, v1 and v2, behind one interface. Runs as: root (supervisor). I/O.
+
+::
+
+    <the group we were started in>
+    └── sandrun-<pid>-<start time>     all of ours; swap is off from here on down
+        ├── service                    supervisor, http, spawners, every PID 1
+        └── jobs                       caps of all jobs together
+            ├── 0                      one job's processes, its tmpfs pages, its limits
+            └── 1 …
+
+Why two leaves: PID 1 of a sandbox must live to tell that its job ran out of
+memory, so the limits bite beside it. Why the name: a supervisor that was killed
+leaves its groups behind; the next start takes those whose process is gone and
+nothing else. Why a top group: v2 lets only groups without processes hand
+controllers on, so we move ourselves into a leaf first.
+
+If the group we were started in has other processes (an ordinary shell does), v2
+refuses to hand on controllers there. We then nest under the nearest group above
+that hands them on already; we never change a setting of a group that others use.
+
+Files are opened once for each job group and kept: a write through a kept
+descriptor is 1 µs and the kernel's work, through open and close 6, through
+cgroupspy's attributes 16 (read: 25). So cgroupspy's ``Node`` and ``Controller``
+are the object model and serve all that is done once, and PID 1 gets descriptors
+(:mod:`sandrun.pool.zygote.group`). Its ``Tree`` walks other tenants' groups and
+its ``create_cgroup`` gets slower with every sibling: neither is used.
+
+man: cgroups(7); Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import select
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from cgroupspy.controllers import Controller  # type: ignore[import-untyped]
+from cgroupspy.interfaces import (  # type: ignore[import-untyped]
+    BaseFileInterface,
+    DictFile,
+    IntegerFile,
+)
+from cgroupspy.nodes import Node  # type: ignore[import-untyped]
+
+from sandrun.errors import HostError, SetupError
+from sandrun.job import MIB, Limits
+from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
+
+CPU_PERIOD_US: Final = 100_000  # the kernel's default
+SERVICE_WEIGHT: Final = 4  # CPU share of the service against all jobs together
+KILL_DEADLINE_S: Final = (
+    5.0  # for killed processes to be gone; they end in milliseconds
+)
+ROOM_FOR_FDS: Final = 11  # a message carries 16 descriptors, 5 are for other things
+
+CURE_DELEGATE: Final = (
+    "start sandrun in a group of its own: a systemd unit with Delegate=yes, or "
+    "systemd-run --scope -p Delegate=yes python -m sandrun"
+)
+
+
+# ── cgroupspy, extended ──────────────────────────────────────────────────────
+
+
+class MaxFile(BaseFileInterface):  # type: ignore[misc]  # cgroupspy has no types
+    """A number or "max", which reads as None."""
+
+    def sanitize_get(self, value: str) -> int | None:
+        """Text → number."""
+        return None if value == "max" else int(value)
+
+    def sanitize_set(self, value: int | None) -> str:
+        """Number → text."""
+        return "max" if value is None else str(value)
+
+
+class PidsController(Controller):  # type: ignore[misc]
+    """The pids controller; the same files on v1 and v2."""
+
+    pids_max = MaxFile("pids.max")
+    pids_current = IntegerFile("pids.current", readonly=True)
+    pids_events = DictFile("pids.events", readonly=True)
+
+
+class UnifiedController(PidsController):
+    """The files of a v2 group, whichever controllers it has."""
+
+    controllers = BaseFileInterface("cgroup.controllers", readonly=True)
+    subtree_control = BaseFileInterface("cgroup.subtree_control")
+    events = DictFile("cgroup.events", readonly=True)
+    kill = IntegerFile("cgroup.kill", writeonly=True)
+    cpu_max = BaseFileInterface("cpu.max")
+    cpu_weight = IntegerFile("cpu.weight")
+    memory_max = MaxFile("memory.max")
+    memory_low = MaxFile("memory.low")
+    memory_current = IntegerFile("memory.current", readonly=True)
+    swap_max = MaxFile("memory.swap.max")
+
+
+Node.CONTROLLERS[b"pids"] = PidsController
+Node.CONTROLLERS[b"unified"] = UnifiedController
+
+
+class GroupNode(Node):  # type: ignore[misc]
+    """A group whose controller is told, not guessed from a mount's name.
+
+    cgroupspy knows a controller by the name of its mount point, which is
+    "cpu,cpuacct" on many hosts and anything in a container.
+    """
+
+    def __init__(
+        self, name: str, controller: str, parent: GroupNode | None = None
+    ) -> None:
+        self._told = controller.encode()
+        super().__init__(name, parent)
+
+    def _get_controller_type(self) -> bytes:
+        return self._told
+
+    def child(self, name: str) -> GroupNode:
+        """The node below, which need not exist yet."""
+        return GroupNode(name, self._told.decode(), self)
+
+    @property
+    def directory(self) -> str:
+        """Absolute path."""
+        return str(os.fsdecode(self.full_path))
+
+
+# ── one job's group ──────────────────────────────────────────────────────────
+
+
+class ControlFile(NamedTuple):
+    """A file of a job group that is opened once and kept."""
+
+    name: str  # as PID 1 knows it
+    hierarchy: str
+    file: str
+    flags: int
+    needed: bool = True
+
+
+_READ, _WRITE, _BOTH = os.O_RDONLY, os.O_WRONLY, os.O_RDWR
+
+# In order of use: what does not fit into a message is dropped from the end.
+V1_FILES: Final = (
+    ControlFile("attach.memory", "memory", "tasks", _WRITE),
+    ControlFile("attach.pids", "pids", "tasks", _BOTH),  # read: the tasks alive
+    ControlFile("attach.cpu", "cpu", "tasks", _WRITE),
+    ControlFile("memory.limit_in_bytes", "memory", "memory.limit_in_bytes", _BOTH),
+    ControlFile("pids.max", "pids", "pids.max", _BOTH),
+    ControlFile(
+        "memory.max_usage_in_bytes", "memory", "memory.max_usage_in_bytes", _BOTH
+    ),
+    ControlFile("memory.oom_control", "memory", "memory.oom_control", _READ),
+    ControlFile("pids.events", "pids", "pids.events", _READ),
+)
+V1_CPU_BY_COMPANION: Final = (
+    ControlFile("attach.unified", "unified", "cgroup.procs", _WRITE),
+    ControlFile("cpu.stat", "unified", "cpu.stat", _READ),
+)
+V1_CPU_BY_CPUACCT: Final = (
+    ControlFile("attach.cpuacct", "cpuacct", "tasks", _WRITE),
+    ControlFile("cpuacct.usage", "cpuacct", "cpuacct.usage", _BOTH),
+)
+V1_LAST: Final = (ControlFile("pids.peak", "pids", "pids.peak", _READ, needed=False),)
+V2_FILES: Final = (
+    ControlFile("attach.unified", "unified", "cgroup.procs", _WRITE),
+    ControlFile("memory.max", "unified", "memory.max", _BOTH),
+    ControlFile("pids.max", "unified", "pids.max", _BOTH),
+    ControlFile("memory.events", "unified", "memory.events", _READ),
+    ControlFile("cpu.stat", "unified", "cpu.stat", _READ),
+    ControlFile("pids.events", "unified", "pids.events", _READ),
+    ControlFile("memory.current", "unified", "memory.current", _READ),
+    ControlFile("memory.peak", "unified", "memory.peak", _BOTH, needed=False),
+    ControlFile("pids.current", "unified", "pids.current", _READ),
+    ControlFile("pids.peak", "unified", "pids.peak", _READ, needed=False),
+)
+
+
+class Defaults(NamedTuple):
+    """What every job group starts with."""
+
+    memory_bytes: int
+    processes: int
+    cpus: float
+
+
+def residue_max_bytes(cpus: int) -> int:
+    """Memory that an unused group may still be charged with.
+
+    The kernel charges in batches that each CPU keeps a rest of (64 pages), and a
+    few inodes outlive their processes.
+    """
+    return MIB + cpus * 64 * 4096
+
+
+class JobGroup:
+    """One slot's group in every hierarchy. Owns its descriptors.
+
+    Made by :meth:`Hierarchy.create_slot`, which has the costs.
+    """
+
+    def __init__(
+        self,
+        slot: int,
+        nodes: dict[str, GroupNode],
+        files: dict[str, int],
+        defaults: Defaults,
+    ) -> None:
+        self.slot = slot
+        self._nodes = nodes
+        self._files = files
+        self._defaults = defaults
+        self._tally = nodes["pids" if "pids" in nodes else "unified"]  # where we count
+
+    def control_files(
+        self, room: int = ROOM_FOR_FDS
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Names and descriptors for PID 1's ``GroupFiles``, at most ``room`` of them.
+
+        The descriptors stay ours: they are to be sent, not closed.
+        """
+        chosen = tuple(self._files.items())[:room]
+        return tuple(name for name, _ in chosen), tuple(fd for _, fd in chosen)
+
+    def directory(self, hierarchy: str) -> str:
+        """The group's path in "memory", "pids", "cpu" (v1) or "unified" (v2, hybrid)."""
+        return self._nodes[hierarchy].directory
+
+    def processes(self) -> tuple[int, ...]:
+        """Ids of the processes in the group."""
+        return processes_of(self._tally.directory)
+
+    def kill(self) -> None:
+        """Kill every process in the group; none can escape by forking."""
+        if "unified" in self._nodes:
+            self._nodes["unified"].controller.kill = 1
+            return
+        # v1 has no such call. Without room for one more task nothing forks, so one
+        # look finds all. reset() gives the room back.
+        self._nodes["pids"].controller.pids_max = 0
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def reset(self) -> bool:
+        """Make a used, empty group like new. False: it is not, destroy it.
+
+        False while a process (an unreaped one too) or more than a trace of memory
+        is charged to it, and where the kernel cannot set the memory peak back (v2
+        before Linux 6.12). PID 1's ``GroupFiles`` counts the rest from zero.
+        """
+        if self._residue() is not None:
+            return False
+        try:
+            self._set_peak_back()
+            self._write_defaults()
+        except OSError:
+            return False
+        return True
+
+    def _residue(self) -> str | None:
+        """What keeps this group from being used again."""
+        try:
+            if tasks := self._tally.controller.pids_current:
+                return f"{tasks} tasks"
+            memory = self._memory_usage()
+        except OSError as error:
+            return str(error)
+        return (
+            f"{memory} bytes"
+            if memory > residue_max_bytes(os.cpu_count() or 1)
+            else None
+        )
+
+    def _memory_usage(self) -> int:
+        if "memory" in self._nodes:
+            return int(self._nodes["memory"].controller.usage_in_bytes)
+        return int(self._nodes["unified"].controller.memory_current)
+
+    def _set_peak_back(self) -> None:
+        for name in ("memory.max_usage_in_bytes", "memory.peak"):
+            if name in self._files:  # "memory.peak": refused before Linux 6.12
+                os.pwrite(self._files[name], b"0", 0)
+        if "oom.event" in self._files:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._files["oom.event"])
+
+    def _write_defaults(self) -> None:
+        memory = self._files.get("memory.max", self._files.get("memory.limit_in_bytes"))
+        assert memory is not None  # both tables have one
+        os.pwrite(memory, b"%d" % self._defaults.memory_bytes, 0)
+        os.pwrite(self._files["pids.max"], b"%d" % self._defaults.processes, 0)
+
+    def close(self) -> None:
+        """Close the descriptors. The group stays."""
+        files, self._files = self._files, {}
+        for fd in files.values():
+            os.close(fd)
+
+    def destroy(self) -> bool:
+        """Remove the group everywhere. False while a process is in it: ask again.
+
+        When PID 1 of the sandbox has been reaped, everything in its pid namespace
+        is gone, so the caller asks then; it costs nothing to ask too early.
+        """
+        self.close()
+        gone = [_remove(node.directory) for node in self._nodes.values()]
+        return all(gone)
+
+
+# ── all of ours ──────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """Ceilings of all jobs together, and what is kept for the service."""
+
+    memory_bytes: int
+    processes: int
+    service_memory_bytes: int
+
+
+def host_caps(memory_bytes: int, tasks: int) -> Caps:
+    """Caps for a host that has so much memory and so many task ids. Pure.
+
+    A quarter, at most 1 GiB, is left to the host and to us; jobs together get at
+    most 3/4 of the task ids: a taken-over http may lease every slot and still
+    neither starve the host nor keep an operator from logging in.
+    """
+    reserve = min(1024 * MIB, memory_bytes // 4)
+    return Caps(memory_bytes - reserve, tasks * 3 // 4, reserve // 4)
+
+
+class Hierarchy:
+    """Our subtree in every hierarchy. ``detect`` looks, ``create`` makes.
+
+    Costs, median of 300 on a 2-core VM, Linux 6.18, v1 with a v2 companion (four
+    hierarchies), in microseconds: see the bench in tests/sandbox/test_cgroup.py.
+    """
+
+    def __init__(self, layout: Layout, limits: Limits, cpus: float) -> None:
+        self.version = layout.version
+        self.layout = layout
+        self.name = own_name(os.getpid())
+        self._defaults = Defaults(limits.memory_bytes, limits.processes, cpus)
+        self._homes: dict[str, str] = {}  # hierarchy → the directory we nest in
+        self._tops: dict[str, GroupNode] = {}
+        self._files: tuple[ControlFile, ...] = ()
+        self._handed_on = False  # we switched controllers on in the v2 home
+
+    @classmethod
+    def detect(cls, limits: Limits | None = None, cpus: float = 2.0) -> Self:
+        """Find the hierarchies of this process. Changes nothing. Raises HostError."""
+        mountinfo = Path("/proc/self/mountinfo").read_text()
+        layout = find(mountinfo, Path("/proc/self/cgroup").read_text())
+        return cls(layout, limits or Limits(), cpus)
+
+    def __str__(self) -> str:
+        kind = "v1+v2" if self.layout.companion else f"v{self.version}"
+        home = next(iter((self._homes or self.layout.directories).values()))
+        return f"cgroup {kind}, {home}/{self.name}"
+
+    # ── making ───────────────────────────────────────────────────────────────
+
+    def create(self, caps: Caps | None = None) -> None:
+        """Make the subtree and move this process into ``service``. Raises HostError.
+
+        To be called before the first child is started, which then inherits.
+        """
+        try:
+            if self.version == 1:
+                self._create_v1(caps or self._host_caps())
+            else:
+                self._create_v2(caps or self._host_caps())
+        except OSError as error:
+            self._withdraw()
+            cure = CURE_CONTAINER if error.errno == errno.EROFS else CURE_DELEGATE
+            raise HostError(
+                f"cgroup {error.filename}: {error.strerror}", cure
+            ) from error
+        except HostError:
+            self._withdraw()
+            raise
+
+    def _create_v1(self, caps: Caps) -> None:
+        for hierarchy, home in self.layout.directories.items():
+            if home not in self._homes.values():  # cpu and cpuacct are often one
+                self._make_top(hierarchy, home)
+        memory = self._tops["memory"].controller
+        # Inherited by every group made below. v1 has no way to forbid swap outright.
+        memory.swappiness = 0
+        for leaf in ("service", "jobs"):
+            for top in self._tops.values():
+                os.mkdir(top.child(leaf).directory)
+        self._tops["memory"].child("jobs").controller.limit_in_bytes = caps.memory_bytes
+        self._tops["pids"].child("jobs").controller.pids_max = caps.processes
+        self._tops["cpu"].child("service").controller.shares = SERVICE_WEIGHT * 1024
+        self._files = V1_FILES + self._cpu_files() + V1_LAST
+        self._enter_service()
+
+    def _cpu_files(self) -> tuple[ControlFile, ...]:
+        if self._make_companion():
+            return V1_CPU_BY_COMPANION
+        if "cpuacct" in self._tops:
+            return V1_CPU_BY_CPUACCT
+        if "cpuacct" in self.layout.directories:  # attached along with cpu
+            return (ControlFile("cpuacct.usage", "cpu", "cpuacct.usage", _BOTH),)
+        raise HostError("cgroup controller cpuacct is not mounted", CURE_CONTAINER)
+
+    def _make_companion(self) -> bool:
+        """A hybrid host's v2 side, if it is writable and can kill (Linux 5.14)."""
+        home = self.layout.companion
+        if home is None:
+            return False
+        made = False
+        try:
+            self._make_top("unified", home)
+            made = True
+            top = self._tops["unified"]
+            for leaf in ("service", "jobs"):
+                os.mkdir(top.child(leaf).directory)
+            if os.path.exists(f"{top.directory}/cgroup.kill"):
+                # cpuacct is one hierarchy more to attach to; the companion counts CPU time.
+                if "cpuacct" in self._tops:
+                    self._remove_top("cpuacct")
+                return True
+        except OSError:
+            pass  # read-only or not delegated: v1 alone does
+        if made:
+            self._remove_top("unified")
+        self._homes.pop("unified", None)
+        return False
+
+    def _create_v2(self, caps: Caps) -> None:
+        home = self._find_v2_home()
+        top = self._tops["unified"]
+        control = "+memory +pids +cpu"
+        top.controller.subtree_control = control
+        jobs, service = top.child("jobs"), top.child("service")
+        os.mkdir(jobs.directory)
+        jobs.controller.subtree_control = control
+        if os.path.exists(
+            f"{top.directory}/memory.swap.max"
+        ):  # absent without swap accounting
+            top.controller.swap_max = 0
+        for node in (top, service):  # protection reaches only as far as every parent's
+            node.controller.memory_low = caps.service_memory_bytes
+        service.controller.cpu_weight = SERVICE_WEIGHT * 100
+        jobs.controller.memory_max = caps.memory_bytes
+        jobs.controller.pids_max = caps.processes
+        self._homes = {"unified": home}
+        self._files = V2_FILES
+
+    def _find_v2_home(self) -> str:
+        """Nest here or above, and move into ``service``. Raises HostError.
+
+        Moving is part of the search: only an emptied group hands controllers on.
+        """
+        own, ceiling = (
+            self.layout.directories["unified"],
+            self.layout.ceilings["unified"],
+        )
+        lacking = set(CONTROLLERS) - _words(f"{own}/cgroup.controllers")
+        first_failure = ""
+        for home in _upwards(own, ceiling):
+            handed_on = _words(f"{home}/cgroup.subtree_control")
+            if home != own and not set(CONTROLLERS) <= handed_on:
+                continue
+            if home == own and lacking:
+                continue
+            try:
+                self._make_top("unified", home)
+                os.mkdir(self._tops["unified"].child("service").directory)
+                self._enter_service()
+                if not set(CONTROLLERS) <= handed_on:
+                    _write(f"{home}/cgroup.subtree_control", "+memory +pids +cpu")
+                    self._handed_on = True
+                return home
+            except OSError as error:
+                first_failure = first_failure or f"{error.strerror} in {home}"
+                self._withdraw()
+        if lacking:
+            what = f"cgroup controllers {', '.join(sorted(lacking))} are not handed on to {own}"
+            raise HostError(what, CURE_DELEGATE)
+        raise HostError(
+            f"cgroup {own} cannot hand on controllers ({first_failure})", CURE_DELEGATE
+        )
+
+    def _make_top(self, hierarchy: str, home: str) -> None:
+        top = GroupNode(f"{home}/{self.name}", hierarchy)
+        os.mkdir(top.directory)
+        self._homes[hierarchy] = home
+        self._tops[hierarchy] = top
+
+    def _remove_top(self, hierarchy: str) -> None:
+        remove_tree(self._tops.pop(hierarchy).directory)
+        del self._homes[hierarchy]
+
+    def _enter_service(self) -> None:
+        for top in self._tops.values():
+            _write(f"{top.child('service').directory}/cgroup.procs", "0")
+
+    def _host_caps(self) -> Caps:
+        own = self.layout.directories
+        memory = int(_table("/proc/meminfo")["MemTotal"]) * 1024
+        if self.version == 1:
+            memory = min(
+                memory,
+                int(
+                    _table(f"{own['memory']}/memory.stat")["hierarchical_memory_limit"]
+                ),
+            )
+        else:
+            memory = min(
+                [
+                    memory,
+                    *_limits_upwards(own["unified"], self.layout.ceilings["unified"]),
+                ]
+            )
+        tasks = min(
+            int(Path("/proc/sys/kernel/pid_max").read_text()),
+            int(Path("/proc/sys/kernel/threads-max").read_text()),
+        )
+        return host_caps(memory, tasks)
+
+    # ── slots ────────────────────────────────────────────────────────────────
+
+    def create_slot(self, slot: int) -> JobGroup:
+        """Make the group of one sandbox slot, with the default limits. Raises SetupError."""
+        nodes = {
+            name: top.child("jobs").child(str(slot)) for name, top in self._tops.items()
+        }
+        files: dict[str, int] = {}
+        group = JobGroup(slot, nodes, files, self._defaults)
+        try:
+            for node in nodes.values():
+                os.mkdir(node.directory)
+            self._open_files(nodes, files)
+            group._write_defaults()
+            self._limit_cpu(nodes)
+        except OSError as error:
+            group.destroy()
+            raise SetupError(
+                "cgroup", error.errno or 0, str(error.filename or "limits")
+            ) from error
+        return group
+
+    def _open_files(self, nodes: dict[str, GroupNode], files: dict[str, int]) -> None:
+        directories = {name: node.directory for name, node in nodes.items()}
+        for entry in self._files:
+            if entry.name == "pids.peak" and self.version == 1:
+                files["oom.event"] = _oom_event(
+                    directories["memory"], files["memory.oom_control"]
+                )
+            path = f"{directories[entry.hierarchy]}/{entry.file}"
+            try:
+                files[entry.name] = os.open(path, entry.flags | os.O_CLOEXEC)
+            except PermissionError:  # memory.peak is read-only before Linux 6.12
+                files[entry.name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if entry.needed:
+                    raise
+
+    def _limit_cpu(self, nodes: dict[str, GroupNode]) -> None:
+        quota = int(self._defaults.cpus * CPU_PERIOD_US)
+        if self.version == 1:
+            _write(f"{nodes['cpu'].directory}/cpu.cfs_quota_us", str(quota))
+            return
+        directory = nodes["unified"].directory
+        _write(f"{directory}/cpu.max", f"{quota} {CPU_PERIOD_US}")
+        # A job that ran out of memory ends as a whole: a half-dead one helps nobody.
+        _write(f"{directory}/memory.oom.group", "1")
+
+    # ── unmaking ─────────────────────────────────────────────────────────────
+
+    def destroy(self) -> bool:
+        """Kill all of ours but this process, go back where we came from, remove all.
+
+        False if something could not be removed within ``KILL_DEADLINE_S``.
+        """
+        for top in self._tops.values():
+            kill_tree(top.directory)
+        return self._withdraw()
+
+    def _withdraw(self) -> bool:
+        """Leave and remove the groups, however far they were made."""
+        done = True
+        for hierarchy, top in self._tops.items():
+            home = self._homes[hierarchy]
+            jobs = top.child("jobs").directory
+            remove_tree(jobs)
+            own = self.layout.directories.get(hierarchy, self.layout.companion or home)
+            with contextlib.suppress(OSError):
+                if self.version == 2:
+                    # The kernel lets nobody into a group that hands controllers on.
+                    _write(
+                        f"{top.directory}/cgroup.subtree_control", "-memory -pids -cpu"
+                    )
+                    if self._handed_on:
+                        _write(f"{home}/cgroup.subtree_control", "-memory -pids -cpu")
+            with contextlib.suppress(OSError):
+                _write(f"{own}/cgroup.procs", "0")
+            done = remove_tree(top.directory) and done
+        self._tops, self._homes, self._handed_on = {}, {}, False
+        return done
+
+    def sweep_stale(self) -> tuple[str, ...]:
+        """Kill and remove what supervisors that are dead left here; their names.
+
+        Only groups called ``sandrun-<pid>-<start time>`` whose process is gone.
+        """
+        swept = []
+        for directory in self._places():
+            for name in sorted(os.listdir(directory)):
+                if is_stale(name):
+                    kill_tree(f"{directory}/{name}")
+                    if remove_tree(f"{directory}/{name}"):
+                        swept.append(name)
+        return tuple(dict.fromkeys(swept))
+
+    def _places(self) -> list[str]:
+        """Every directory that we, or one who was started as we were, may nest in."""
+        if self.version == 2:
+            own, ceiling = (
+                self.layout.directories["unified"],
+                self.layout.ceilings["unified"],
+            )
+            places = _upwards(own, ceiling)
+        else:
+            places = [*self.layout.directories.values(), self.layout.companion or ""]
+        return [place for place in dict.fromkeys(places) if os.path.isdir(place)]
+
+
+# ── names of instances ───────────────────────────────────────────────────────
+
+_INSTANCE: Final = re.compile(r"sandrun-(\d{1,10})-(\d{1,20})")
+
+
+def own_name(pid: int) -> str:
+    """``sandrun-<pid>-<start time>``: no later process has the same."""
+    return f"sandrun-{pid}-{_start_time(pid)}"
+
+
+def is_stale(name: str) -> bool:
+    """Whether this is an instance's group and the instance is gone."""
+    match = _INSTANCE.fullmatch(name)
+    return match is not None and _start_time(int(match[1])) != int(match[2])
+
+
+def _start_time(pid: int) -> int:
+    """In clock ticks since boot; 0 if there is no such process. man: proc_pid_stat(5)"""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    # Behind the name, which may hold spaces and brackets: field 3 is the first.
+    fields = text.rpartition(")")[2].split()
+    return 0 if fields[0] in "ZX" else int(fields[19])
+
+
+# ── trees of groups ──────────────────────────────────────────────────────────
+
+
+def processes_of(directory: str) -> tuple[int, ...]:
+    """Ids of the processes in one group; none if it is gone."""
+    try:
+        with open(f"{directory}/cgroup.procs", "rb") as file:
+            return tuple(map(int, file.read().split()))
+    except (FileNotFoundError, OSError):
+        return ()
+
+
+def kill_tree(top: str, deadline_s: float = KILL_DEADLINE_S) -> bool:
+    """Kill every process in and below ``top``, except this one, and wait for their end.
+
+    Waits on process descriptors. False if the deadline passed.
+    """
+    with contextlib.suppress(OSError):
+        _write(f"{top}/pids.max", "0")  # so that nothing forks faster than we kill
+    until = time.monotonic() + deadline_s
+    while pids := [pid for pid in _tree_processes(top) if pid != os.getpid()]:
+        left_s = until - time.monotonic()
+        if left_s <= 0:
+            return False
+        _kill_and_wait(pids[:256], left_s)
+    return True
+
+
+def _tree_processes(top: str) -> list[int]:
+    return [pid for path, _, _ in os.walk(top) for pid in processes_of(path)]
+
+
+def _kill_and_wait(pids: list[int], timeout_s: float) -> None:
+    poll = select.poll()
+    with contextlib.ExitStack() as stack:
+        waiting = 0
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                fd = os.pidfd_open(pid)
+                stack.callback(os.close, fd)
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                poll.register(fd, select.POLLIN)
+                waiting += 1
+        until = time.monotonic() + timeout_s
+        while waiting and (left_s := until - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left_s * 1000):
+                poll.unregister(fd)
+                waiting -= 1
+
+
+def remove_tree(top: str) -> bool:
+    """Remove the empty groups in and below ``top``. False if some had processes."""
+    gone = [_remove(path) for path, _, _ in os.walk(top, topdown=False)]
+    return all(gone)
+
+
+def _remove(directory: str) -> bool:
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
+
+
+def _upwards(own: str, ceiling: str) -> list[str]:
+    """``own`` and its parents, up to the mount point."""
+    found = [own]
+    while found[-1] != ceiling and found[-1] != "/":
+        found.append(os.path.dirname(found[-1]))
+    return found
+
+
+def _limits_upwards(own: str, ceiling: str) -> list[int]:
+    """The memory limits set on ``own`` and above, in bytes."""
+    found = []
+    for directory in _upwards(own, ceiling):
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # the root has none, others say "max"
+            found.append(int(Path(f"{directory}/memory.max").read_text()))
+    return found
+
+
+# ── files ────────────────────────────────────────────────────────────────────
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    except OSError as error:
+        error.filename = path  # os.write does not know it
+        raise
+    finally:
+        os.close(fd)
+
+
+def _words(path: str) -> set[str]:
+    return set(Path(path).read_text().split())
+
+
+def _table(path: str) -> dict[str, str]:
+    """ "key value" lines, as in memory.stat and /proc/meminfo."""
+    rows = (
+        line.replace(":", " ").split() for line in Path(path).read_text().splitlines()
+    )
+    return {row[0]: row[1] for row in rows if len(row) > 1}
+
+
+def _oom_event(directory: str, oom_control: int) -> int:
+    """An eventfd that v1 fires when the group is out of memory. man: eventfd(2)"""
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    try:
+        _write(f"{directory}/cgroup.event_control", f"{event} {oom_control}")
+    except OSError:
+        os.close(event)
+        raise
+    return event
