@@ -24,17 +24,18 @@ POLLPRI: Final = 0x002
 
 _LINE_BYTES = 64  # one number
 _TABLE_BYTES = 1024  # "key value" lines; memory.events is the longest with 120
-_TASKS_BYTES = 64 * 1024  # of a v1 ``tasks`` file: 8,000 lines and more
 
 
 class GroupFiles:
     """Owns the descriptors it is given. ``names`` and ``fds`` go together."""
 
-    def __init__(self, names: tuple[str, ...], fds: tuple[int, ...]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], fds: tuple[int, ...] | list[int]
+    ) -> None:
         if len(names) != len(fds):
             raise ValueError(f"{len(names)} control files, {len(fds)} descriptors")
         files = dict(zip(names, fds, strict=True))
-        self._fds = fds
+        self._fds = tuple(fds)
         self._attach = tuple(
             fd for name, fd in files.items() if name.startswith("attach.")
         )
@@ -45,7 +46,6 @@ class GroupFiles:
         self._memory_events = _needed(files, "memory.events", "memory.oom_control")
         self._pids_max = _needed(files, "pids.max")
         self._pids_now = files.get("pids.current")
-        self._pids_tasks = files.get("attach.pids")
         self._pids_peak = files.get("pids.peak")
         self._pids_events = files.get("pids.events")
         self._cpu_stat = files.get("cpu.stat")
@@ -126,19 +126,17 @@ class GroupFiles:
         return self._refused_now() - self._refused_base
 
     def processes_now(self) -> int:
-        """Processes and threads alive."""
-        if self._pids_now is not None:
-            return _number(self._pids_now)
-        if self._pids_tasks is not None:  # v1: a line for each task that we can see
-            return os.pread(self._pids_tasks, _TASKS_BYTES, 0).count(b"\n")
-        return 0
+        """Processes and threads alive; 0 where nothing tells (v1)."""
+        # v1: not among the descriptors, which are few, and its ``tasks`` file is no
+        # way out: read twice within a second it answers from a cache.
+        return 0 if self._pids_now is None else _number(self._pids_now)
 
     def processes_peak(self) -> int:
         """The most processes and threads alive at once.
 
-        Exact where the kernel counts it (Linux 6.11) and the job got higher than
-        an earlier user of the group; else the most seen in any call of this
-        method, or the limit if a fork was refused.
+        Exact where the kernel counts it (``pids.peak``: Linux 6.11) and this job got
+        higher than an earlier user of the group. Else the most that any call of
+        this method saw, but the limit itself if a fork was refused.
         """
         seen = max(self._tasks_seen, self.processes_now())
         if self._pids_peak is not None:
