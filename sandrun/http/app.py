@@ -1,0 +1,415 @@
+"""The life of jobs in the http process: registry, quota, queue and leases joined.
+
+Runs as nobody. No I/O of its own but timers: what happens arrives as calls (from
+handlers and from :class:`sandrun.http.leases.Leases`), what follows is done at
+once. Every accepted job ends in exactly one verdict, and whatever was reserved for
+it (place, hour, bytes of upload) is given back there: see :meth:`App._end`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from sandrun.errors import ProtocolError, RequestError
+from sandrun.http.archive import read_index
+from sandrun.http.jobs import Job, Phase, Registry
+from sandrun.http.leases import ANY, Leases
+from sandrun.http.metrics import Metrics
+from sandrun.http.queue import FairQueue
+from sandrun.http.quota import Client, Quota
+from sandrun.http.spool import Budget
+from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from sandrun.config import Config
+    from sandrun.http.spool import Spooled
+    from sandrun.messages import Drain, PoolState, Result, Started, Welcome
+
+OURS: Final = (ExitReason.SERVER_FAULT, ExitReason.HOST_PRESSURE)  # the quota is given back
+LOST: Final = "the sandbox ended without a result"
+
+
+class App:
+    """One node's state. ``clock`` is monotonic, ``wall`` since 1970, both in seconds."""
+
+    def __init__(
+        self,
+        config: Config,
+        control: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.wall = wall
+        self.loop = loop
+        self.worker_id = "worker_" + random_bytes(6).hex()
+        self.registry = Registry(config.retention, random_bytes)
+        self.quota = Quota(config.rate_limit, random_bytes, clock())
+        self.queue: FairQueue[Job] = FairQueue()
+        self.budget = Budget(config.http.max_uploads_total_mb * MIB)
+        self.metrics = Metrics()
+        self.defaults: Limits = config.limits.defaults
+        self.maxima: Limits = config.limits.maxima
+        self.leases = Leases(control, self, loop, self.defaults.storage_bytes)
+        self.welcome: Welcome | None = None
+        self.welcomed = asyncio.Event()
+        self.pool: PoolState | None = None
+        self.draining = False
+        self.drained = asyncio.Event()  # nothing runs any more, or the supervisor is gone
+        self.active: set[Job] = set()  # dispatched and not ended
+        self._warm_of_extension: dict[str, str] = {}
+        self._waiting: dict[tuple[str, str], int] = {}
+        self._unsaid: set[tuple[str, str]] = set()  # kinds whose number the pool may not know
+        self._service_s = 1.0  # running average of a job's time in a sandbox
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+
+    # ── submission ───────────────────────────────────────────────────────────
+
+    def check_open(self) -> None:
+        """Whether jobs are accepted at all. Raises :class:`RequestError` 503."""
+        if self.draining:
+            raise RequestError(503, "draining", "the server is stopping", retry_after_s=10)
+        if self.welcome is None:
+            raise RequestError(503, "starting", "the server is starting", retry_after_s=1)
+        if len(self.queue) >= self.config.rate_limit.queue_length:
+            retry = max(1.0, round(self._service_s))
+            raise RequestError(
+                503,
+                "queue_full",
+                f"{len(self.queue)} jobs wait already",
+                details={"limit": self.config.rate_limit.queue_length},
+                retry_after_s=retry,
+            )
+
+    def submit(
+        self,
+        client: Client,
+        spooled: Spooled,
+        spec: JobSpec,
+        given: tuple[str, ...],
+        job_hash: str,
+        admitted: float,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Accept a job that the quota admitted at ``admitted``; start it if a sandbox is ready."""
+        now = self.clock()
+        job_id, view_id = self.registry.new_ids()
+        job = Job(
+            job_id=job_id,
+            view_id=view_id,
+            client=client,
+            spec=spec,
+            given=given,
+            files=spooled.files,
+            upload=spooled.upload,
+            charge=spooled.charge,
+            job_hash=job_hash,
+            admitted=admitted,
+            now=now,
+            wall=self.wall(),
+        )
+        self.metrics.upload_bytes += spooled.charge
+        self.registry.add(job, idempotency_key)
+        self.queue.push(client.key, job)
+        self._wait(job, 1)
+        self._pump()
+        self._arm()
+        return job
+
+    def kind(self, spec: JobSpec) -> tuple[str, str]:
+        """(environment, warm interpreter) that suits ``spec`` best, as far as one can tell."""
+        interpreter = spec.interpreter
+        if interpreter is None and spec.entrypoint is not None:
+            _, dot, extension = spec.entrypoint.rpartition(".")
+            interpreter = self._warm_of_extension.get("." + extension) if dot else None
+        if interpreter is None:
+            environment = self.config.environments.get(spec.environment)
+            interpreter = environment.interpreter if environment else ANY
+        return spec.environment, interpreter
+
+    def position(self, job: Job) -> int:
+        """Place in the queue, 1 is next; 0 when it does not wait."""
+        if job.phase is not Phase.QUEUED:
+            return 0
+        return self.queue.position(job.client.key, job)
+
+    def eta_s(self, position: int) -> float:
+        """Seconds until a job at ``position`` starts, about."""
+        if not position:
+            return 0.0
+        capacity = max(1, self.pool.capacity if self.pool else 1)
+        return round(position * self._service_s / capacity, 2)
+
+    # ── the queue ────────────────────────────────────────────────────────────
+
+    def _pump(self) -> None:
+        """Start what can start."""
+        while self.queue and self.leases.ready_count:
+            job = self.queue.pop(self._startable)
+            if job is None:
+                break
+            self._wait(job, -1)
+            kept = self.leases.dispatch(job, self.kind(job.spec)[1])
+            if kept is None:
+                self.queue.push(job.client.key, job, first=True)
+                self._wait(job, 1)
+                continue
+            self.active.add(job)
+            job.on_dispatched(kept, self.clock())
+        for kind in self._unsaid:
+            self.leases.want(*kind, self._waiting.get(kind, 0))
+        self._unsaid.clear()
+
+    def _startable(self, job: Job) -> bool:
+        if not self.leases.has(job.spec.environment):
+            return False
+        # The pool says how much memory new jobs may use; with nothing running, its
+        # word may be old and the limit of one job always fits.
+        available = self.pool.memory_available_bytes if self.pool else 0
+        return not self.active or self.pool is None or job.spec.limits.memory_bytes <= available
+
+    def _wait(self, job: Job, change: int) -> None:
+        kind = self.kind(job.spec)
+        count = self._waiting.get(kind, 0) + change
+        if count:
+            self._waiting[kind] = count
+        else:
+            self._waiting.pop(kind, None)
+        self._unsaid.add(kind)
+
+    # ── what the pool says ───────────────────────────────────────────────────
+
+    def on_welcome(self, welcome: Welcome) -> None:
+        """The node introduces itself."""
+        self.welcome = welcome
+        self._warm_of_extension = {
+            extension: interpreter.name
+            for interpreter in welcome.interpreters
+            for extension in interpreter.extensions
+        }
+        self.welcomed.set()
+
+    def on_pool_state(self, state: PoolState) -> None:
+        """The pool has changed."""
+        self.pool = state
+        self._pump()
+
+    def on_ready(self) -> None:
+        """One more zygote."""
+        self._pump()
+
+    def on_started(self, job: Job, started: Started) -> None:
+        """Its files are unpacked: the upload is no longer needed."""
+        job.on_started(started.spec, self.clock())
+        self._release_upload(job)
+
+    def on_log(self, job: Job, end: int) -> None:
+        """Its log has grown."""
+        job.on_log(end)
+
+    def on_elsewhere(self, job: Job, spec: JobSpec) -> None:
+        """job.json asked for another sandbox. Once; a second time it is a fault of ours."""
+        self.active.discard(job)
+        if job.cancelled:
+            self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
+        elif job.returned or not self._allowed(spec):
+            fault = "the job was sent from one sandbox to another and back"
+            self._end(job, Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(fault,)), Usage())
+        else:
+            self._requeue(job, spec)
+
+    def _allowed(self, spec: JobSpec) -> bool:
+        """A zygote may have been taken over: never more than the operator's maxima."""
+        fits = all(
+            getattr(spec.limits, field) <= getattr(self.maxima, field)
+            for field in Limits.__struct_fields__
+        )
+        return fits and spec.environment in self.config.environments
+
+    def on_lost(self, job: Job, *, started: bool) -> None:
+        """Its sandbox is dead or killed, and there is no result."""
+        self.active.discard(job)
+        if job.cancelled:
+            self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
+        elif started or job.returned or self.draining:
+            verdict = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(LOST,))
+            self._end(job, verdict, Usage())
+        else:
+            self._requeue(job, None)
+
+    def _requeue(self, job: Job, spec: JobSpec | None) -> None:
+        job.on_returned(self.clock(), spec)
+        self.queue.push(job.client.key, job, first=True)
+        self._wait(job, 1)
+        self.registry.watch(job)
+        self._arm()
+        self._pump()
+
+    def on_result(self, job: Job, result: Result) -> None:
+        """The end, with outputs."""
+        self.active.discard(job)
+        job.spec = result.spec
+        job.log_end = min(result.log_end, self.maxima.log_bytes)
+        verdict = result.verdict
+        if job.cancelled and verdict.exit_reason is not ExitReason.EXITED:
+            verdict = Verdict(
+                exit_reason=ExitReason.CANCELLED,
+                exit_code=verdict.exit_code,
+                signal=verdict.signal,
+                evidence=verdict.evidence,
+            )
+        if result.index_size and job.kept is not None:
+            try:
+                index = read_index(job.kept.outputs_fd, result.index_offset, result.index_size)
+            except (ProtocolError, OSError):
+                verdict = Verdict(
+                    exit_reason=ExitReason.SERVER_FAULT,
+                    evidence=("the outputs that the sandbox handed over are damaged",),
+                )
+            else:
+                job.outputs = {file.path: file for file in index.files}
+                job.skipped = {skipped.path: skipped.reason for skipped in index.skipped}
+        self._end(job, verdict, result.usage)
+
+    def on_supervisor_gone(self) -> None:
+        """Nothing can go on without it; it restarts us if it is still there."""
+        self.draining = True
+        self.drained.set()
+
+    def on_drain(self, drain: Drain) -> None:
+        """No more jobs; queued ones end now, running ones have ``grace_s``."""
+        self.draining = True
+        for job in list(self.queue):
+            self._drop_queued(
+                job,
+                Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=("the server is stopping",)),
+            )
+        self.loop.call_later(drain.grace_s, self._cancel_all)
+        self._check_drained()
+
+    def _cancel_all(self) -> None:
+        for job in list(self.active):
+            self.cancel(job)
+
+    def _check_drained(self) -> None:
+        if self.draining and not self.active:
+            self.drained.set()
+
+    # ── the end of a job ─────────────────────────────────────────────────────
+
+    def cancel(self, job: Job) -> None:
+        """Stop it. A job that has ended stays as it is."""
+        if job.has_ended:
+            return
+        job.cancelled = True
+        if job.phase is Phase.QUEUED:
+            evidence = ("cancelled while it waited",)
+            self._drop_queued(job, Verdict(exit_reason=ExitReason.CANCELLED, evidence=evidence))
+        else:
+            self.leases.cancel(job)
+
+    def delete(self, job: Job) -> None:
+        """Wipe it: stopped, and its ids unknown from now on."""
+        self.registry.remove(job)
+        if not job.has_ended:
+            job.cancelled = True
+            if job.phase is Phase.QUEUED:
+                self._drop_queued(job, Verdict(exit_reason=ExitReason.CANCELLED))
+            else:
+                self.leases.kill(job)
+
+    def _drop_queued(self, job: Job, verdict: Verdict) -> None:
+        self.queue.remove(job.client.key, job)
+        self._wait(job, -1)
+        self._end(job, verdict, Usage())
+
+    def _release_upload(self, job: Job) -> None:
+        if job.upload is not None:
+            os.close(job.upload.fd)
+            job.upload = None
+        self.budget.give(job.charge)
+        job.charge = 0
+
+    def _end(self, job: Job, verdict: Verdict, usage: Usage) -> None:
+        """The only way out. Gives back everything that was reserved for the job."""
+        now = self.clock()
+        self._release_upload(job)
+        never_ran_by_us = verdict.exit_reason in OURS or (
+            verdict.exit_reason is ExitReason.EXPIRED and job.phase is Phase.QUEUED
+        )
+        if never_ran_by_us:
+            self.quota.refund(job.client, job.admitted, now)
+        else:
+            self.quota.settle(job.client, usage.cpu_seconds, now)
+        self.queue.settle(job.client.key, usage.cpu_seconds)
+        self._measure(job, verdict, now)
+        job.on_ended(verdict, usage, now)
+        if self.registry.holds(job):
+            for old in self.registry.ended(job, now):
+                self.registry.remove(old)
+        elif job.kept is not None:
+            job.kept.release()
+            job.kept = None
+        self._arm()
+        self._check_drained()
+
+    def _measure(self, job: Job, verdict: Verdict, now: float) -> None:
+        metrics = self.metrics
+        metrics.jobs[verdict.exit_reason.value] += 1
+        metrics.phases["total"].observe(now - job.submitted)
+        if job.dispatched is None:
+            return
+        metrics.phases["queued"].observe(job.dispatched - job.submitted)
+        started = job.started or now
+        metrics.phases["starting"].observe(started - job.dispatched)
+        metrics.phases["running"].observe(now - started)
+        self._service_s += 0.1 * (now - job.dispatched - self._service_s)
+
+    # ── deadlines ────────────────────────────────────────────────────────────
+
+    def _arm(self) -> None:
+        """One timer for all jobs, at the earliest deadline."""
+        due = self.registry.next_deadline
+        if due is None:
+            return
+        if self._timer is not None:
+            if self._timer_at <= due:
+                return
+            self._timer.cancel()
+        self._timer_at = due
+        self._timer = self.loop.call_later(max(0.0, due - self.clock()), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        for job in self.registry.due(self.clock()):
+            self._on_deadline(job)
+        self._arm()
+
+    def _on_deadline(self, job: Job) -> None:
+        match job.phase:
+            case Phase.ENDED:
+                self.registry.remove(job)
+            case Phase.QUEUED:
+                evidence = (f"no sandbox became free in {self.clock() - job.submitted:.0f} s",)
+                self._drop_queued(job, Verdict(exit_reason=ExitReason.EXPIRED, evidence=evidence))
+            case Phase.DISPATCHED | Phase.RUNNING:
+                # The watchdog: PID 1 should have ended it long ago.
+                job.returned += 1
+                self.leases.kill(job)
+
+    def close(self) -> None:
+        """Let everything go."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.leases.close()

@@ -1,0 +1,98 @@
+"""The web page and its parts, read into memory once at start. I/O at import of the page only.
+
+http opens no file after its filter is loaded, so everything under ``frontend/`` is
+held here, compressed once. Scripts and styles that stand inside the page are
+allowed by their hash: the policy needs no ``unsafe-inline``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from base64 import b64encode
+from pathlib import Path
+from typing import Final, NamedTuple
+
+TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".ico": "image/x-icon",
+    ".webmanifest": "application/manifest+json",
+    ".txt": "text/plain; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+}
+MAX_FILE_BYTES: Final = 8 * 1024 * 1024
+_INLINE: Final = re.compile(rb"<(script|style)(?:\s[^>]*)?>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+
+API_POLICY: Final = "default-src 'none'; frame-ancestors 'none'"
+
+
+class Asset(NamedTuple):
+    """One file of the page. ``packed`` is b"" where gzip does not pay."""
+
+    body: bytes
+    packed: bytes
+    type: str
+    etag: str
+    policy: str
+
+
+class Static:
+    """``page`` is what GET / gives to a browser; ``assets`` are exact paths."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.assets: dict[str, Asset] = {}
+        self.page: Asset | None = None
+        if folder is not None:
+            for path in sorted(folder.rglob("*")):
+                if path.suffix in TYPES and path.is_file():
+                    self._read(folder, path)
+
+    def _read(self, folder: Path, path: Path) -> None:
+        body = path.read_bytes()
+        if len(body) > MAX_FILE_BYTES:
+            return
+        asset = make_asset(body, TYPES[path.suffix])
+        name = "/" + path.relative_to(folder).as_posix()
+        self.assets[name] = asset
+        if name == "/index.html":
+            self.page = asset
+
+
+def make_asset(body: bytes, kind: str) -> Asset:
+    """Compress, hash, and derive the policy of one file."""
+    packed = gzip.compress(body, 9, mtime=0)
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    policy = page_policy(body) if kind.startswith("text/html") else API_POLICY
+    return Asset(body, packed if len(packed) < 0.9 * len(body) else b"", kind, etag, policy)
+
+
+def page_policy(page: bytes) -> str:
+    """Content-Security-Policy of a page: its own files, and what stands inside it by hash."""
+    allowed: dict[bytes, list[str]] = {b"script": ["'self'"], b"style": ["'self'"]}
+    for tag, content in _INLINE.findall(page):
+        if content.strip():
+            digest = b64encode(hashlib.sha256(content).digest()).decode()
+            allowed[tag.lower()].append(f"'sha256-{digest}'")
+    return (
+        "default-src 'none'; "
+        f"script-src {' '.join(allowed[b'script'])}; "
+        f"style-src {' '.join(allowed[b'style'])}; "
+        "connect-src 'self'; img-src 'self' data: blob:; media-src blob:; font-src 'self'; "
+        "object-src 'none'; frame-src blob:; base-uri 'none'; form-action 'self'; "
+        "frame-ancestors 'none'"
+    )
+
+
+def find_frontend() -> Path | None:
+    """Installed as ``sandrun/frontend``, or ``frontend`` beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "frontend", package.parent / "frontend"):
+        if (folder / "index.html").is_file():
+            return folder
+    return None
