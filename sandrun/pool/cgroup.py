@@ -666,11 +666,17 @@ def _start_time(pid: int) -> int:
 
 
 def processes_of(directory: str) -> tuple[int, ...]:
-    """Ids of the processes in one group; none if it is gone."""
+    """Ids of the processes in one group that this pid namespace knows; none if it is gone.
+
+    A process of a namespace above shows as 0: left out, because kill(0) is for the
+    caller's own process group.
+    """
     try:
         with open(f"{directory}/cgroup.procs", "rb") as file:
-            return tuple(map(int, file.read().split()))
-    except (FileNotFoundError, OSError):
+            return tuple(pid for pid in map(int, file.read().split()) if pid > 0)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP):
+            raise
         return ()
 
 
