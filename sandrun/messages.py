@@ -259,6 +259,36 @@ FromZygote = Started | LogGrew | Elsewhere | Result
 # ── supervisor ↔ spawner (one per environment) ───────────────────────────────
 
 
+class InterpreterSpec(_Message, tag=False):
+    """One interpreter of the config: ``command[0]`` is looked up in the sandbox's root."""
+
+    command: tuple[Text, ...]
+    extensions: tuple[Text, ...] = ()
+    mode: Name = "exec"
+
+
+class Prepare(_Message):
+    """Build the root file system and confine yourself; :class:`SpawnerReady` follows.
+
+    ``programs``: compiled seccomp filters by name ("zygote", "default", "compute").
+    ``uid_base``: first of 65,536 user ids of the host that are this spawner's.
+    ``known_environments``: names that a job.json may ask for.
+    """
+
+    environment: Name
+    environment_dir: Text  # host path, "" for none
+    interpreter: Name
+    preload: tuple[Text, ...]
+    uid_base: int
+    interpreters: dict[str, InterpreterSpec]
+    known_environments: tuple[Name, ...]
+    programs: dict[str, bytes]
+    landlock: bool
+    max_files: int
+    default_limits: Limits
+    max_limits: Limits
+
+
 class Spawn(_Message):
     """Make one zygote.
 
@@ -269,10 +299,9 @@ class Spawn(_Message):
 
     zygote: ZygoteId
     warm: Name
+    mode: Name
     slot: int  # decides the pair of user ids
     control_files: tuple[str, ...]
-    max_limits: Limits
-    default_limits: Limits
 
 
 class Spawned(_Message):
@@ -304,5 +333,5 @@ class SpawnerReady(_Message):
     version: Text = ""
 
 
-ToSpawner = Spawn
+ToSpawner = Prepare | Spawn
 FromSpawner = SpawnerReady | Spawned | Booted | BootFailed

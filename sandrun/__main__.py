@@ -1,0 +1,97 @@
+"""argv in, exit code out.
+
+::
+
+    python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT]
+    python -m sandrun doctor | run | submit | version
+
+Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
+(EX_UNAVAILABLE) the host lacks something; both say what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+EX_UNAVAILABLE = 69
+EX_CONFIG = 78
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand; without a name it is ``serve``."""
+    args = sys.argv[1:] if argv is None else argv
+    name = args[0] if args and not args[0].startswith("-") else "serve"
+    rest = args[1:] if args and args[0] == name else args
+    if name in ("-h", "--help") or rest[:1] in (["-h"], ["--help"]) and name == "serve":
+        print(__doc__)
+        return 0
+    match name:
+        case "serve":
+            return serve(rest)
+        case "doctor":
+            from sandrun import doctor  # noqa: PLC0415 - starts without our dependencies
+
+            return doctor.main(rest)
+        case "run" | "submit":
+            from sandrun import client  # noqa: PLC0415
+
+            return client.main([name, *rest])
+        case "version":
+            from sandrun import __version__  # noqa: PLC0415
+
+            print(__version__)
+            return 0
+    print(f"sandrun: unknown command {name!r}", file=sys.stderr)
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+def serve(argv: list[str]) -> int:
+    """``python -m sandrun [--config FILE] [--listen ADDR:PORT]``."""
+    parser = argparse.ArgumentParser(prog="python -m sandrun")
+    parser.add_argument("--config", type=Path, help="TOML file; see config.example.toml")
+    parser.add_argument("--listen", help="ADDR:PORT, [V6]:PORT or unix:/PATH")
+    parser.add_argument("--verbose", action="store_true", help="log more")
+    options = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+    )
+    try:
+        import msgspec  # noqa: PLC0415 - a missing dependency gets a sentence, not a traceback
+
+        from sandrun import config, supervisor  # noqa: PLC0415
+        from sandrun.errors import ConfigError, HostError, SetupError  # noqa: PLC0415
+    except ImportError as error:
+        print(f"sandrun: {error}; install with: pip install .", file=sys.stderr)
+        return EX_UNAVAILABLE
+    try:
+        settings = config.load(options.config) if options.config else config.Config()
+        if options.listen:
+            http = msgspec.structs.replace(settings.http, listen=options.listen)
+            settings = config.check(
+                msgspec.structs.replace(settings, http=http), "command line"
+            )
+        return supervisor.serve(settings, announce)
+    except ConfigError as error:
+        print(f"sandrun: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except (HostError, SetupError) as error:
+        print(f"sandrun: cannot start: {error}", file=sys.stderr)
+        print("sandrun: `python -m sandrun doctor` shows all layers", file=sys.stderr)
+        return EX_UNAVAILABLE
+
+
+def announce(urls: tuple[str, ...]) -> None:
+    """Say where we are, with a command that works."""
+    url = urls[0]
+    print(f"sandrun is ready: {url}", flush=True)
+    code = """{"code": "print(6 * 7)"}"""
+    print(f"try: curl -s {url}/run -H 'Content-Type: application/json' -d '{code}'", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,636 @@
+"""Keeps zygotes ready: lease, kill, reap, refill. Runs as: root (supervisor). I/O.
+
+One spawner per environment makes zygotes; each ready one is *leased* to http, so
+that a dispatch is one datagram from http to the zygote and never waits for us.
+We hear ``Taken`` after the fact and refill.
+
+What a zygote needs is made here, before it: a cgroup, a tmpfs that cannot be
+swapped (``noswap`` is refused inside a user namespace), and the memory
+descriptors of its log and outputs. When its PID 1 has been reaped, the kernel
+has ended every process of its pid namespace; only then are its slot (the pair of
+user ids) and its cgroup free for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sandrun.channel import MAX_MESSAGE, Channel, Closed, close_all, pair
+from sandrun.config import Config, Environment
+from sandrun.errors import ProtocolError, SetupError
+from sandrun.messages import (
+    Booted,
+    BootFailed,
+    FromSpawner,
+    InterpreterInfo,
+    InterpreterSpec,
+    Lease,
+    PoolState,
+    Prepare,
+    Resized,
+    Spawn,
+    Spawned,
+    SpawnerReady,
+    ToHttp,
+    ToSpawner,
+    Withdraw,
+)
+from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.lifecycle import Event, State, step
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import MountAttr
+from sandrun.pool.mounts import GID, JOB_UID
+from sandrun.pool.spawner import OUTER_IDS
+from sandrun.pool.zygote.serve import INDEX_ROOM
+from sandrun.restart import Restart
+
+log = logging.getLogger(__name__)
+
+INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
+BOOT_TIMEOUT_S: Final = 30.0  # a cold disk and a loaded machine included
+_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+SEND_BUFFER: Final = 4 * MAX_MESSAGE
+
+
+@dataclass(eq=False)
+class Zygote:
+    """One sandbox, as the supervisor sees it."""
+
+    id: int
+    kind: Kind
+    slot: int
+    group: JobGroup
+    tmpfs: int  # for a change of its size
+    lease_fds: tuple[int, ...]  # http's ends, until they are leased
+    state: State = State.ORDERED
+    pid: int = 0
+    pidfd: int = -1
+    deadline: asyncio.TimerHandle | None = None
+
+
+@dataclass(eq=False)
+class Kind:
+    """One sort of zygote: what already runs in it when it is leased."""
+
+    environment: str
+    warm: str  # an interpreter's name, or "exec"
+    mode: str
+    ready: int
+    wanted: int = 0  # jobs that wait for one
+    restart: Restart = field(default_factory=Restart)
+    paused: bool = False  # between a failed boot and the next try
+
+
+class Spawner:
+    """The supervisor's side of one spawner process."""
+
+    def __init__(self, name: str, environment: Environment, index: int) -> None:
+        self.name = name
+        self.environment = environment
+        self.index = index
+        self.process: subprocess.Popen[bytes] | None = None
+        self.pidfd = -1
+        self.channel: Channel[ToSpawner, FromSpawner] | None = None
+        self.interpreters: tuple[InterpreterInfo, ...] = ()
+        self.ready = asyncio.Event()
+        self.restart = Restart()
+        self.up = False
+
+
+class Manager:
+    """Owns spawners, zygotes, slots and job groups.
+
+    ``to_http``: sends to http, dropping the message if there is no http now.
+    ``directories``: host directory of each environment's packages, or "".
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        hierarchy: Hierarchy,
+        programs: dict[str, bytes],
+        directories: dict[str, str],
+        *,
+        landlock: bool,
+        noswap: bool,
+        to_http: Callable[[ToHttp, tuple[int, ...]], None],
+    ) -> None:
+        self.config = config
+        self.hierarchy = hierarchy
+        self.programs = programs
+        self.directories = directories
+        self.landlock = landlock
+        self.noswap = noswap
+        self.to_http = to_http
+        self.loop = asyncio.get_running_loop()
+        self.spawners = {
+            name: Spawner(name, environment, index)
+            for index, (name, environment) in enumerate(config.environments.items())
+        }
+        self.kinds: list[Kind] = []
+        self.zygotes: dict[int, Zygote] = {}
+        self.leasing = False  # http is there to take leases
+        self.stopping = False
+        self._next_id = 1
+        self._next_slot = 0
+        self._next_group = 0
+        self._free_slots: list[int] = []
+        self._free_groups: list[JobGroup] = []
+        self._refill_due = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # ── spawners ─────────────────────────────────────────────────────────────
+
+    async def start(self) -> None:
+        """Start the spawners and wait until each is ready or has failed for good.
+
+        Raises :class:`SetupError` if the default environment's cannot be made.
+        """
+        for spawner in self.spawners.values():
+            self._start_spawner(spawner)
+        for spawner in self.spawners.values():
+            await spawner.ready.wait()
+        default = self.spawners["default"]
+        if not default.up:
+            raise SetupError("spawner", 0, default.restart.cause)
+        for spawner in self.spawners.values():
+            self.kinds += self._kinds_of(spawner)
+
+    def _kinds_of(self, spawner: Spawner) -> list[Kind]:
+        env = spawner.environment
+        found = {info.name for info in spawner.interpreters}
+        ready = env.ready if env.ready >= 0 else self.config.pool.ready
+        kinds = [Kind(spawner.name, "exec", "exec", max(1, ready // 2))]
+        for name, interpreter in self.config.interpreters.items():
+            mode = interpreter.mode
+            count = interpreter.ready
+            if name == env.interpreter:
+                mode = env.mode or mode
+                count = count or ready
+            if name in found and mode != "exec" and count:
+                kinds.append(Kind(spawner.name, name, mode, count))
+        return kinds
+
+    def _start_spawner(self, spawner: Spawner) -> None:
+        ours, theirs = pair()
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        ours.setblocking(False)
+        spawner.restart.on_start(time.monotonic())
+        spawner.process = _exec_with_control(
+            [sys.executable, "-I", "-m", "sandrun.pool.spawner"], theirs
+        )
+        theirs.close()
+        spawner.channel = Channel(ours, FromSpawner)
+        spawner.pidfd = os.pidfd_open(spawner.process.pid)
+        spawner.channel.send(self._prepare(spawner))
+        self.loop.add_reader(ours.fileno(), self._on_spawner, spawner)
+        self.loop.add_reader(spawner.pidfd, self._on_spawner_exit, spawner)
+
+    def _prepare(self, spawner: Spawner) -> Prepare:
+        config, env = self.config, spawner.environment
+        return Prepare(
+            environment=spawner.name,
+            environment_dir=self.directories.get(spawner.name, ""),
+            interpreter=env.interpreter,
+            preload=env.preload,
+            uid_base=config.pool.uid_base + spawner.index * OUTER_IDS,
+            interpreters={
+                name: InterpreterSpec(command=i.command, extensions=i.extensions, mode=i.mode)
+                for name, i in config.interpreters.items()
+            },
+            known_environments=tuple(config.environments),
+            programs=self.programs,
+            landlock=self.landlock,
+            max_files=config.limits.files,
+            default_limits=config.limits.defaults,
+            max_limits=config.limits.maxima,
+        )
+
+    def _on_spawner(self, spawner: Spawner) -> bool:
+        """Handle one message. Returns whether there was one."""
+        if spawner.channel is None:
+            return False
+        try:
+            message, fds = spawner.channel.receive()
+        except BlockingIOError:
+            return False
+        except (Closed, ProtocolError) as error:
+            log.debug("spawner %s: %s", spawner.name, error or "closed")
+            self.loop.remove_reader(spawner.channel.fileno())
+            return False
+        close_all(fds)
+        match message:
+            case SpawnerReady():
+                spawner.interpreters = message.interpreters
+                spawner.up = True
+                spawner.ready.set()
+                self.refill()
+            case Spawned():
+                self._on_spawned(message)
+            case Booted():
+                self._on_booted(message)
+            case BootFailed():
+                self._on_boot_failed(spawner, message)
+        return True
+
+    def _on_spawner_exit(self, spawner: Spawner) -> None:
+        assert spawner.process is not None  # noqa: S101 - its pidfd fired
+        code = spawner.process.wait()
+        self._forget_spawner(spawner)
+        if self.stopping:
+            return
+        spawner.up = False
+        cause = spawner.restart.cause or f"exit status {code}"
+        delay = spawner.restart.on_failure(time.monotonic(), cause)
+        log.warning("spawner %s ended (%s); next try in %.2f s", spawner.name, cause, delay)
+        if not spawner.ready.is_set() and spawner.restart.failures >= 3:  # noqa: PLR2004
+            spawner.ready.set()
+        for zygote in list(self.zygotes.values()):
+            if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
+                self._gone(zygote)
+        self.loop.call_later(delay, self._restart_spawner, spawner)
+        self.report()
+
+    def _restart_spawner(self, spawner: Spawner) -> None:
+        if not self.stopping:
+            self._start_spawner(spawner)
+
+    def _forget_spawner(self, spawner: Spawner) -> None:
+        self.loop.remove_reader(spawner.pidfd)
+        os.close(spawner.pidfd)
+        if spawner.channel:
+            self.loop.remove_reader(spawner.channel.fileno())
+            spawner.channel.close()
+            spawner.channel = None
+
+    # ── zygotes: birth ───────────────────────────────────────────────────────
+
+    def refill(self) -> None:
+        """Order what is missing, once the loop has nothing more urgent to do."""
+        if not self._refill_due and not self.stopping:
+            self._refill_due = True
+            self.loop.call_soon(self._refill)
+
+    def _refill(self) -> None:
+        self._refill_due = False
+        if not self.leasing or self.stopping:
+            return
+        busy = sum(z.state is State.BUSY for z in self.zygotes.values())
+        room = self.config.pool.capacity - busy
+        for kind in self.kinds:
+            coming = sum(
+                z.kind is kind and z.state in (State.ORDERED, State.BOOTING, State.LEASED)
+                for z in self.zygotes.values()
+            )
+            target = min(max(kind.ready, kind.wanted), self.config.pool.ready_max, room)
+            for _ in range(target - coming):
+                if kind.paused or not self._order(kind):
+                    break
+
+    def _order(self, kind: Kind) -> bool:
+        spawner = self.spawners[kind.environment]
+        if not spawner.up or spawner.channel is None:
+            return False
+        try:
+            zygote, fds = self._make(kind)
+        except OSError as error:
+            self._boot_failure(kind, f"supplies: {error}")
+            return False
+        except SetupError as error:
+            self._boot_failure(kind, str(error))
+            return False
+        names, control_fds = zygote.group.control_files()
+        try:
+            spawner.channel.send(
+                Spawn(
+                    zygote=zygote.id,
+                    warm=kind.warm,
+                    mode=kind.mode,
+                    slot=zygote.slot,
+                    control_files=names,
+                ),
+                (*fds, *control_fds),
+            )
+        except (BlockingIOError, Closed):
+            self._gone(zygote)
+            return False
+        finally:
+            close_all(list(fds[:3]))
+        zygote.deadline = self.loop.call_later(BOOT_TIMEOUT_S, self._boot_timeout, zygote)
+        return True
+
+    def _make(self, kind: Kind) -> tuple[Zygote, tuple[int, ...]]:
+        """The supplies of one zygote, and the descriptors that PID 1 gets of them."""
+        limits = self.config.limits
+        slot = self._free_slots.pop() if self._free_slots else self._new_slot()
+        group = self._free_groups.pop() if self._free_groups else None
+        fds: list[int] = []
+        try:
+            if group is None:
+                group = self.hierarchy.create_slot(self._next_group)
+                self._next_group += 1
+            tmpfs = self._tmpfs(self.spawners[kind.environment], slot)
+            fds.append(tmpfs)
+            log_w, log_r = _memory_file("sandrun-log", limits.maxima.log_bytes)
+            fds += (log_w, log_r)
+            size = limits.maxima.output_bytes + INDEX_ROOM
+            outputs_w, outputs_r = _memory_file("sandrun-outputs", size)
+            fds += (outputs_w, outputs_r)
+        except BaseException:
+            close_all(fds)
+            if group is not None:
+                self._free_groups.append(group)
+            self._free_slots.append(slot)
+            raise
+        http_end, zygote_end = pair()
+        for sock in (http_end, zygote_end):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        zygote = Zygote(
+            self._next_id, kind, slot, group, tmpfs, (http_end.detach(), log_r, outputs_r)
+        )
+        self._next_id += 1
+        self.zygotes[zygote.id] = zygote
+        self._empty.clear()
+        return zygote, (zygote_end.detach(), log_w, outputs_w, tmpfs)
+
+    def _new_slot(self) -> int:
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    def _tmpfs(self, spawner: Spawner, slot: int) -> int:
+        uid = self.config.pool.uid_base + spawner.index * OUTER_IDS + JOB_UID + 2 * slot
+        options = _tmpfs_size(self.config.limits.defaults.storage_bytes)
+        options |= {"mode": "700", "uid": str(uid), "gid": str(uid - JOB_UID + GID)}
+        if self.noswap:
+            options["noswap"] = ""
+        return libc.detached_tmpfs(options, MountAttr.NOSUID | MountAttr.NODEV)
+
+    def _on_spawned(self, message: Spawned) -> None:
+        zygote = self.zygotes.get(message.zygote)
+        if zygote is None:
+            return
+        zygote.pid = message.pid
+        zygote.pidfd = os.pidfd_open(message.pid)
+        self.loop.add_reader(zygote.pidfd, self._on_exit, zygote)
+        self._advance(zygote, Event.SPAWNED)
+
+    def _on_booted(self, message: Booted) -> None:
+        zygote = self.zygotes.get(message.zygote)
+        if zygote is None or not self._advance(zygote, Event.BOOTED):
+            return
+        if zygote.deadline:
+            zygote.deadline.cancel()
+            zygote.deadline = None
+        zygote.kind.restart.on_success()
+        if zygote.state is not State.LEASED:
+            return
+        if not self.leasing:
+            self.kill(zygote.id)
+            return
+        kind = zygote.kind
+        zygote.kind.wanted = max(0, kind.wanted - 1)
+        self.to_http(
+            Lease(zygote=zygote.id, environment=kind.environment, warm=kind.warm), zygote.lease_fds
+        )
+        self._close_lease_fds(zygote)
+        self.report()
+
+    def _on_boot_failed(self, spawner: Spawner, message: BootFailed) -> None:
+        cause = message.detail or f"{message.step}: {os.strerror(message.errno)}"
+        zygote = self.zygotes.get(message.zygote)
+        if zygote is None:  # the spawner itself
+            spawner.restart.cause = cause
+            log.error("environment %s: %s", spawner.name, cause)
+            return
+        self._boot_failure(zygote.kind, cause)
+        if zygote.state is State.ORDERED:
+            self._gone(zygote)
+        else:
+            self.kill(zygote.id)
+
+    def _boot_failure(self, kind: Kind, cause: str) -> None:
+        delay = kind.restart.on_failure(time.monotonic(), cause)
+        log.warning(
+            "zygote of %s/%s failed to boot: %s; next try in %.2f s",
+            kind.environment,
+            kind.warm,
+            cause,
+            delay,
+        )
+        if not kind.paused:
+            kind.paused = True
+            self.loop.call_later(delay, self._resume, kind)
+        self.report()
+
+    def _resume(self, kind: Kind) -> None:
+        kind.paused = False
+        self.refill()
+
+    def _boot_timeout(self, zygote: Zygote) -> None:
+        self._boot_failure(zygote.kind, f"no answer within {BOOT_TIMEOUT_S:g} s")
+        if zygote.state is State.ORDERED:
+            self._gone(zygote)
+        else:
+            self.kill(zygote.id)
+
+    # ── zygotes: life and death ──────────────────────────────────────────────
+
+    def taken(self, zygote_id: int) -> None:
+        """http dispatched a job to it."""
+        zygote = self.zygotes.get(zygote_id)
+        if zygote:
+            self._advance(zygote, Event.TAKEN)
+            self.refill()
+            self.report()
+
+    def want(self, environment: str, warm: str, waiting: int) -> None:
+        """Jobs wait in http for zygotes of this kind."""
+        for kind in self.kinds:
+            if (kind.environment, kind.warm) == (environment, warm):
+                kind.wanted = min(waiting, self.config.pool.ready_max)
+                self.refill()
+
+    def finished(self, zygote_id: int) -> None:
+        """http has the result. PID 1 exits by itself; see that it does."""
+        zygote = self.zygotes.get(zygote_id)
+        if zygote and self._advance(zygote, Event.FINISHED) and zygote.deadline is None:
+            zygote.deadline = self.loop.call_later(1.0, self.kill, zygote_id)
+
+    def kill(self, zygote_id: int) -> None:
+        """End it and everything in it now. What follows is :meth:`_on_exit`."""
+        zygote = self.zygotes.get(zygote_id)
+        if zygote and zygote.pidfd >= 0:
+            self._advance(zygote, Event.KILLED)
+            signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
+
+    def resize(self, zygote_id: int, storage_bytes: int) -> None:
+        """Another storage size for an idle leased zygote."""
+        zygote = self.zygotes.get(zygote_id)
+        if zygote is None or zygote.state is not State.LEASED:
+            return
+        most = self.config.limits.maxima.storage_bytes
+        try:
+            libc.reconfigure(zygote.tmpfs, _tmpfs_size(min(storage_bytes, most)))
+        except OSError as error:
+            log.warning("zygote %d: %s", zygote_id, error)
+            self.kill(zygote_id)
+            return
+        self.to_http(Resized(zygote=zygote_id), ())
+
+    def _advance(self, zygote: Zygote, event: Event) -> bool:
+        """Move along the table; kill on doubt. Returns whether the event was expected."""
+        state = step(zygote.state, event)
+        if state is None:
+            log.warning("zygote %d: %s while %s", zygote.id, event.name, zygote.state.name)
+            if zygote.pidfd >= 0:
+                zygote.state = State.ENDING
+                signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
+            return False
+        zygote.state = state
+        return True
+
+    def _on_exit(self, zygote: Zygote) -> None:
+        """PID 1 has ended, and with it every process of its pid namespace."""
+        info = os.waitid(os.P_PIDFD, zygote.pidfd, os.WEXITED | os.WNOHANG)
+        if info is None:
+            return
+        before = zygote.state
+        self._advance(zygote, Event.EXITED)
+        if before is State.LEASED:
+            self.to_http(Withdraw(zygote=zygote.id), ())
+        if before is State.BOOTING:
+            cause = f"PID 1 ended while booting ({info.si_status})"
+            self._boot_failure(zygote.kind, cause)
+        self._gone(zygote)
+
+    def _gone(self, zygote: Zygote) -> None:
+        if zygote.deadline:
+            zygote.deadline.cancel()
+        if zygote.pidfd >= 0:
+            self.loop.remove_reader(zygote.pidfd)
+            os.close(zygote.pidfd)
+        self._close_lease_fds(zygote)
+        os.close(zygote.tmpfs)
+        del self.zygotes[zygote.id]
+        self._free_slots.append(zygote.slot)
+        self._release_group(zygote.group)
+        if not self.zygotes:
+            self._empty.set()
+        self.refill()
+        self.report()
+
+    def _release_group(self, group: JobGroup) -> None:
+        if not self.stopping and group.reset():
+            self._free_groups.append(group)
+        elif not group.destroy():
+            self.loop.call_later(0.1, self._release_group, group)
+
+    def _close_lease_fds(self, zygote: Zygote) -> None:
+        close_all(zygote.lease_fds)
+        zygote.lease_fds = ()
+
+    # ── for others ───────────────────────────────────────────────────────────
+
+    def open_leases(self) -> None:
+        """http is there: make zygotes for it."""
+        self.leasing = True
+        self.refill()
+        self.report()
+
+    def revoke_leases(self) -> None:
+        """http is gone: what it held has lost its master and goes too."""
+        self.leasing = False
+        for zygote_id in list(self.zygotes):
+            self.kill(zygote_id)
+
+    @property
+    def fault(self) -> str:
+        """The first cause why jobs cannot be served, or ""."""
+        for spawner in self.spawners.values():
+            if not spawner.up:
+                return f"environment {spawner.name}: {spawner.restart.cause or 'starting'}"
+        for kind in self.kinds:
+            if kind.restart.fault:
+                return f"{kind.environment}/{kind.warm}: {kind.restart.fault}"
+        return ""
+
+    def report(self) -> None:
+        """Tell http how the pool is doing."""
+        states = [z.state for z in self.zygotes.values()]
+        self.to_http(
+            PoolState(
+                warm=states.count(State.LEASED),
+                booting=states.count(State.ORDERED) + states.count(State.BOOTING),
+                busy=states.count(State.BUSY),
+                capacity=self.config.pool.capacity,
+                fault=self.fault[:4096],
+                memory_available_bytes=_memory_available(),
+            ),
+            (),
+        )
+
+    async def stop(self) -> None:
+        """End every zygote and spawner; return when all are reaped."""
+        self.stopping = True
+        for spawner in self.spawners.values():
+            if spawner.process and spawner.process.returncode is None:
+                spawner.process.kill()
+                spawner.process.wait()  # so that nobody is cloned any more
+        for spawner in self.spawners.values():
+            while spawner.channel and self._on_spawner(spawner):
+                pass  # what it had still said
+        for zygote in list(self.zygotes.values()):
+            if zygote.state is State.ORDERED:
+                self._gone(zygote)
+            else:
+                self.kill(zygote.id)
+        await self._empty.wait()
+        for group in self._free_groups:
+            group.destroy()
+
+
+def _tmpfs_size(storage_bytes: int) -> dict[str, str]:
+    inodes = max(1024, storage_bytes // (1024 * 1024) * INODES_PER_MIB)
+    return {"size": str(storage_bytes), "nr_inodes": str(inodes)}
+
+
+def _memory_file(name: str, size: int) -> tuple[int, int]:
+    """A sealed memory file of fixed size: a writable and a read-only description."""
+    writable = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(writable, size)
+    fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
+    readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+    return writable, readable
+
+
+def _memory_available() -> int:
+    with Path("/proc/meminfo").open(encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 1 << 40
+
+
+def _exec_with_control(argv: list[str], control: socket.socket) -> subprocess.Popen[bytes]:
+    """Start a process of ours with its control socket, named on its command line, and
+    nothing else."""
+    return subprocess.Popen(  # noqa: S603 - our own module
+        [*argv, str(control.fileno())],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(control.fileno(),),
+        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+    )

@@ -1,0 +1,367 @@
+"""Makes the zygotes of one environment. Runs as: root of a user namespace of its own.
+
+Started by exec, so it inherits nothing of the supervisor's memory; it imports
+little, because every zygote is a fork of it. It never sees a byte of a client or
+of a job. Its life:
+
+1. As root of the host it builds the environment's root file system in a mount
+   namespace of its own and moves into it (:data:`PREPARE_STEPS`).
+2. It enters a user namespace *O* that holds 65,536 ids of the host, none of them
+   root's. From then on it owns sandboxes and nothing of the host.
+3. For each ``Spawn`` it clones a PID 1 in new user, pid, mount, net, ipc and uts
+   namespaces (children of O), maps the sandbox's two ids, and goes on. PID 1
+   boots by itself (``zygote/boot.py``) and reports to the supervisor over the
+   same socket.
+
+Zygotes are children of the supervisor (CLONE_PARENT): it reaps them, and a
+spawner can be replaced without them. Nothing is forked here but zygotes and, for
+``fork`` mode, the template.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final, NoReturn
+
+from sandrun.channel import Channel, Closed, close_all
+from sandrun.errors import SetupError
+from sandrun.messages import (
+    BootFailed,
+    FromSpawner,
+    InterpreterInfo,
+    Prepare,
+    Spawn,
+    Spawned,
+    SpawnerReady,
+    ToSpawner,
+)
+from sandrun.pool import mounts
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
+from sandrun.pool.zygote import boot
+
+OUTER_IDS: Final = 65_536
+ZYGOTE_NAMESPACES: Final = (
+    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWNET | CLONE.NEWIPC | CLONE.NEWUTS
+)
+_NEW_ROOT: Final = "/tmp"  # noqa: S108 - hidden under a tmpfs of our own mount namespace
+_COPY_MAX_BYTES: Final = 4 * 1024 * 1024
+_RUNTIME_FILES: Final = ("warm_python.py", "warm_node.js")
+
+
+# ── 1. the root file system ──────────────────────────────────────────────────
+
+
+def _private_namespaces() -> None:
+    libc.unshare(CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS)
+    # systemd mounts / shared: without this our mounts would appear on the host.
+    libc.mount("none", "/", "none", MS.REC | MS.PRIVATE)
+
+
+def _top_level() -> list[tuple[str, str]]:
+    found = []
+    for name in mounts.TOP_LEVEL:
+        path = f"/{name}"
+        if os.path.islink(path):
+            found.append((name, os.readlink(path)))
+        elif os.path.isdir(path):
+            found.append((name, ""))
+    return found
+
+
+def _plan(prepare: Prepare) -> tuple[mounts.Entry, ...]:
+    zygote_dir = Path(boot.__file__).parent
+    return mounts.plan(
+        _top_level(),
+        [name for name in mounts.ETC_COPIED if os.path.exists(f"/etc/{name}")],
+        prepare.environment_dir,
+        [(name, (zygote_dir / name).read_bytes()) for name in _RUNTIME_FILES],
+    )
+
+
+def _build_root(prepare: Prepare) -> None:
+    entries = _plan(prepare)
+    # Copies of the trees are taken first: the new root hides some of the host.
+    trees = {
+        entry.path: _bindable(entry.source) for entry in entries if isinstance(entry, mounts.Bind)
+    }
+    copies = {
+        entry.path: _copied(Path(entry.source))
+        for entry in entries
+        if isinstance(entry, mounts.Copy)
+    }
+    libc.mount("sandrun", _NEW_ROOT, "tmpfs", MS.NOSUID, "mode=755,size=32m")
+    for entry in entries:
+        path = _NEW_ROOT + entry.path
+        match entry:
+            case mounts.Directory(_, mode):
+                os.makedirs(path, mode, exist_ok=True)
+            case mounts.File(_, content, mode):
+                _write(path, content, mode)
+            case mounts.Symlink(_, target):
+                os.symlink(target, path)
+            case mounts.Device(_, major, minor):
+                os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
+                os.chmod(path, 0o666)  # mknod obeys the umask
+            case mounts.Bind():
+                libc.move_mount(trees[entry.path], path)
+                os.close(trees[entry.path])
+            case mounts.Copy():
+                _paste(copies[entry.path], path)
+
+
+def _bindable(source: str) -> int:
+    tree = libc.open_tree(source)
+    libc.mount_setattr(
+        tree, MountAttr.RDONLY | MountAttr.NOSUID | MountAttr.NODEV | MountAttr.NOATIME
+    )
+    return tree
+
+
+def _copied(source: Path) -> dict[str, bytes | str | None]:
+    """A small tree in memory: content, link target, or None for a directory."""
+    tree: dict[str, bytes | str | None] = {}
+    left = _COPY_MAX_BYTES
+    stack = [(source, "")]
+    while stack:
+        path, relative = stack.pop()
+        info = path.lstat()
+        if stat.S_ISLNK(info.st_mode):
+            tree[relative] = os.readlink(path)
+        elif stat.S_ISDIR(info.st_mode):
+            tree[relative] = None
+            stack += ((child, f"{relative}/{child.name}") for child in path.iterdir())
+        elif stat.S_ISREG(info.st_mode) and info.st_mode & stat.S_IROTH:
+            left -= info.st_size
+            if left < 0:
+                break
+            tree[relative] = path.read_bytes()
+    return tree
+
+
+def _paste(tree: dict[str, bytes | str | None], target: str) -> None:
+    for relative, content in tree.items():
+        path = target + relative
+        if content is None:
+            os.makedirs(path, exist_ok=True)
+        elif isinstance(content, str):
+            os.symlink(content, path)
+        else:
+            _write(path, content, 0o644)
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+
+
+def _move_in() -> None:
+    """pivot_root onto the new root; the host's tree is gone from our sight.
+
+    A fully visible proc must stay in our mount namespace: without one the kernel
+    refuses to mount proc in the sandboxes' (mount_too_revealing). Each sandbox
+    puts its own over it, and the one below is locked.
+    """
+    libc.mount("proc", f"{_NEW_ROOT}/proc", "proc", MS.NOSUID | MS.NODEV | MS.NOEXEC)
+    os.chdir(_NEW_ROOT)
+    libc.pivot_root(".", ".")
+    libc.umount(".")
+    os.chdir("/")
+    libc.mount("none", "/", "none", MS.REMOUNT | MS.BIND | MS.RDONLY | MS.NOSUID | MS.NOATIME)
+
+
+# ── 2. the outer user namespace ──────────────────────────────────────────────
+
+
+def _enter_user_namespace(uid_base: int) -> None:
+    """Become root of a namespace whose ids are ``uid_base`` and up on the host.
+
+    The map of a new namespace must be written by someone privileged outside of
+    it: a child that stays outside does it for us.
+    """
+    entered_r, entered_w = os.pipe()
+    parent = os.getpid()
+    writer = os.fork()
+    if writer == 0:
+        _write_maps_and_exit(parent, entered_r, uid_base)
+    libc.unshare(CLONE.NEWUSER)
+    os.write(entered_w, b"!")
+    _, status = os.waitpid(writer, 0)
+    os.close(entered_r)
+    os.close(entered_w)
+    if status:
+        raise OSError(os.waitstatus_to_exitcode(status), "the id map could not be written")
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    # The change of ids made our /proc files root's; children need to be mapped by us.
+    libc.prctl(PR.SET_DUMPABLE, 1)
+    libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)  # a change of ids clears it
+
+
+def _write_maps_and_exit(parent: int, entered_r: int, uid_base: int) -> NoReturn:
+    code = 0
+    try:
+        os.read(entered_r, 1)
+        write_id_maps(parent, 0, uid_base, OUTER_IDS)
+    except OSError as error:
+        code = error.errno or 1
+    os._exit(code)
+
+
+def write_id_maps(pid: int, inside: int, outside: int, count: int) -> None:
+    """Map ids ``inside``... of ``pid``'s user namespace to ``outside``... of ours."""
+    line = f"{inside} {outside} {count}\n".encode()
+    for name in ("gid_map", "uid_map"):
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, line)
+        finally:
+            os.close(fd)
+
+
+# ── 3. zygotes ───────────────────────────────────────────────────────────────
+
+
+def find_interpreters(prepare: Prepare) -> tuple[InterpreterInfo, ...]:
+    """Those of the configured interpreters that the new root has, with versions."""
+    path = search_path(prepare)
+    found = []
+    for name, spec in prepare.interpreters.items():
+        program = shutil.which(spec.command[0], path=path)
+        if program:
+            found.append((name, spec, program))
+    probes = [
+        subprocess.Popen(  # noqa: S603 - a program of the root file system, found above
+            (program, "version" if name == "go" else "--version"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=mounts.job_environment(path),
+            user=mounts.JOB_UID,
+            group=mounts.GID,
+            extra_groups=[],
+        )
+        for name, _, program in found
+    ]
+    return tuple(
+        InterpreterInfo(
+            name=name,
+            path=program,
+            extensions=spec.extensions,
+            version=_first_line(probe),
+            mode=spec.mode,
+        )
+        for (name, spec, program), probe in zip(found, probes, strict=True)
+    )
+
+
+def _first_line(probe: subprocess.Popen[bytes]) -> str:
+    try:
+        out, _ = probe.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        probe.communicate()
+        return ""
+    lines = [line for line in out.decode(errors="replace").splitlines() if line.strip()]
+    return lines[0][:200] if lines and probe.returncode == 0 else ""
+
+
+def search_path(prepare: Prepare) -> str:
+    """PATH of this environment's jobs."""
+    if prepare.environment_dir:
+        return f"{mounts.ENVIRONMENT}/bin:{mounts.PATH}"
+    return mounts.PATH
+
+
+def spawn(
+    channel: Channel[FromSpawner, ToSpawner], plan: boot.Plan, order: Spawn, fds: list[int]
+) -> None:
+    """Clone one PID 1, map its ids, tell the supervisor; it boots by itself."""
+    ours, theirs = socket.socketpair()
+    inside_o = mounts.JOB_UID + 2 * order.slot
+    try:
+        pid = libc.clone(ZYGOTE_NAMESPACES | CLONE.PARENT, signal.SIGCHLD)
+    except OSError as error:
+        ours.close()
+        theirs.close()
+        channel.send(
+            BootFailed(zygote=order.zygote, step="clone", errno=error.errno or 0, detail=str(error))
+        )
+        return
+    if pid == 0:
+        ours.close()
+        boot.run(channel, plan, order, fds, theirs)
+    theirs.close()
+    try:
+        write_id_maps(pid, mounts.JOB_UID, inside_o, 2)
+        channel.send(Spawned(zygote=order.zygote, pid=pid))
+        ours.send(b"!")
+    except OSError as error:
+        # PID 1 sees the end of its socket and exits without having done anything.
+        channel.send(Spawned(zygote=order.zygote, pid=pid))
+        channel.send(
+            BootFailed(zygote=order.zygote, step="id_maps", errno=error.errno or 0, detail=str(error))
+        )
+    finally:
+        ours.close()
+
+
+def prepare_root(prepare: Prepare) -> None:
+    """Steps 1 and 2. Raises :class:`SetupError` naming the step."""
+    for name, step in (
+        ("private_namespaces", _private_namespaces),
+        ("build_root", lambda: _build_root(prepare)),
+        ("move_in", _move_in),
+        ("user_namespace", lambda: _enter_user_namespace(prepare.uid_base)),
+    ):
+        try:
+            step()
+        except OSError as error:
+            raise SetupError(name, error.errno or 0, str(error)) from error
+
+
+def main() -> None:
+    """Serve one supervisor until it goes away."""
+    libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
+    libc.set_name("sandrun-spawner")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the supervisor's to handle
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    sock.set_inheritable(False)
+    channel: Channel[FromSpawner, ToSpawner] = Channel(sock, ToSpawner)
+    message, _ = channel.receive()
+    if not isinstance(message, Prepare):
+        raise SystemExit("expected Prepare")
+    try:
+        prepare_root(message)
+    except SetupError as error:
+        channel.send(BootFailed(zygote=0, step=error.step, errno=error.errno, detail=str(error)))
+        raise SystemExit(1) from error
+    interpreters = find_interpreters(message)
+    plan = boot.make_plan(message, interpreters)
+    gc.collect()
+    gc.freeze()  # zygotes share these pages: keep the collector from touching them
+    channel.send(SpawnerReady(interpreters=interpreters))
+    while True:
+        try:
+            order, fds = channel.receive()
+        except Closed:
+            return
+        if isinstance(order, Spawn):
+            try:
+                spawn(channel, plan, order, fds)
+            finally:
+                close_all(fds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""A sandbox looks at itself before it may be leased. Runs as: PID 1 of the sandbox.
+
+Every set-up step raises if it fails; this is the independent second look, at what
+the kernel says rather than at what we believe to have done. A sandbox that does
+not match is never used.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from sandrun.errors import SetupError
+from sandrun.pool import mounts
+
+_CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+_NOTHING: Final = "0" * 16
+_WANTED_MOUNTS: Final = frozenset(
+    {"/", "/usr", "/proc", mounts.ENVIRONMENT, *(target for _, target in mounts.WRITABLE)}
+)
+
+
+def _status(pid: int | str) -> dict[str, str]:
+    with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+        return {
+            key: value.strip()
+            for key, _, value in (line.partition(":") for line in file)
+        }
+
+
+def _expect(step: str, name: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise SetupError(step, 0, f"{name} is {found!r}, not {wanted!r}")
+
+
+def _confined(step: str, status: dict[str, str]) -> None:
+    _expect(step, "Seccomp", status["Seccomp"], "2")
+    _expect(step, "NoNewPrivs", status["NoNewPrivs"], "1")
+    for name in _CAPABILITIES:
+        _expect(step, name, status[name], _NOTHING)
+
+
+def job_process(pid: int) -> None:
+    """The parked process is what a job may be. Raises :class:`SetupError`."""
+    step = "attest_job"
+    status = _status(pid)
+    _confined(step, status)
+    _expect(step, "Uid", status["Uid"], "\t".join([str(mounts.JOB_UID)] * 4))
+    _expect(step, "Gid", status["Gid"], "\t".join([str(mounts.GID)] * 4))
+    _expect(step, "Groups", status["Groups"], "")
+    with open(f"/proc/{pid}/uid_map", encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    inside, outside, count = (int(word) for word in lines[0].split())
+    if len(lines) != 1 or (inside, count) != (mounts.JOB_UID, 2) or not outside:
+        raise SetupError(step, 0, f"uid_map is {lines!r}")
+    fds = sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    if fds != [0, 1, 2, 3]:
+        raise SetupError(step, 0, f"descriptors {fds} are open")
+    for name in ("pid", "mnt", "net", "ipc", "uts", "user"):
+        # The same as ours, and ours are new: clone() would have failed otherwise.
+        _expect(
+            step,
+            f"namespace {name}",
+            os.readlink(f"/proc/{pid}/ns/{name}"),
+            os.readlink(f"/proc/self/ns/{name}"),
+        )
+    _mounts(step)
+
+
+def _mounts(step: str) -> None:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            fields = line.split()
+            target, options = fields[4], fields[5].split(",")
+            if target not in _WANTED_MOUNTS and f"{target[1:]}" not in mounts.TOP_LEVEL:
+                raise SetupError(step, 0, f"there is a mount at {target}")
+            writable = target == "/proc" or target in {t for _, t in mounts.WRITABLE}
+            if not writable and "ro" not in options:
+                raise SetupError(step, 0, f"{target} is writable")
+            if "nosuid" not in options:
+                raise SetupError(step, 0, f"{target} is not nosuid")
+
+
+def init_process() -> None:
+    """PID 1 itself is confined. Raises :class:`SetupError`."""
+    status = _status("self")
+    _confined("attest_init", status)
+    _expect(
+        "attest_init",
+        "Uid",
+        status["Uid"],
+        f"{mounts.INIT_UID}\t{mounts.JOB_UID}\t{mounts.INIT_UID}\t{mounts.JOB_UID}",
+    )
+    _expect("attest_init", "Pid", status["Pid"], "1")

@@ -1,0 +1,321 @@
+"""The boot of a sandbox's PID 1, as a list of steps. Runs as: root of the
+sandbox's user namespace until the last steps, then uid P without capabilities.
+
+PID 1's identity. It sets its real, effective and saved uids to (P, J, P): with J
+as effective uid it may signal the job and owns what it writes for it, while the
+job, which is J in all three, may neither signal nor trace a process whose real
+and saved uid is P. Because uid 0 is not mapped in the sandbox, the change of ids
+leaves the capabilities alone; they go when everything stands.
+
+A step happens whole, or the boot ends: the supervisor hears the step's name and
+errno, and nothing of any job has been near this sandbox.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import msgspec
+
+from sandrun.channel import Channel
+from sandrun.errors import SetupError
+from sandrun.job import Limits
+from sandrun.messages import Booted, BootFailed, FromSpawner, InterpreterInfo, Prepare, Spawn
+from sandrun.pool import mounts
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import (
+    CLONE,
+    MS,
+    PR,
+    SECBITS_LOCKED,
+    LandlockFs,
+    LandlockScope,
+)
+from sandrun.pool.zygote import attest, child, serve
+from sandrun.pool.zygote.group import GroupFiles
+
+_SIOCGIFFLAGS: Final = 0x8913
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
+
+_READ: Final = LandlockFs.READ_FILE | LandlockFs.READ_DIR | LandlockFs.EXECUTE
+_WRITE: Final = (
+    LandlockFs.WRITE_FILE
+    | LandlockFs.REMOVE_DIR
+    | LandlockFs.REMOVE_FILE
+    | LandlockFs.MAKE_DIR
+    | LandlockFs.MAKE_REG
+    | LandlockFs.MAKE_SOCK
+    | LandlockFs.MAKE_FIFO
+    | LandlockFs.MAKE_SYM
+    | LandlockFs.REFER
+    | LandlockFs.TRUNCATE
+)
+_HANDLED: Final = _READ | _WRITE | LandlockFs.MAKE_CHAR | LandlockFs.MAKE_BLOCK
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What all sandboxes of one spawner share; made once, read by each PID 1."""
+
+    environment: str
+    known_environments: tuple[str, ...]
+    interpreters: dict[str, InterpreterInfo]
+    commands: dict[str, tuple[str, ...]]  # argv prefix by interpreter
+    programs: dict[str, bytes]
+    preload: tuple[str, ...]
+    env: dict[str, str]
+    default_limits: Limits
+    max_limits: Limits
+    max_files: int
+    landlock_abi: int
+    last_capability: int
+
+
+def make_plan(prepare: Prepare, interpreters: tuple[InterpreterInfo, ...]) -> Plan:
+    """Everything that can be known before the first sandbox."""
+    path = f"{mounts.ENVIRONMENT}/bin:{mounts.PATH}" if prepare.environment_dir else mounts.PATH
+    with open("/proc/sys/kernel/cap_last_cap", encoding="utf-8") as file:
+        last = int(file.read())
+    return Plan(
+        environment=prepare.environment,
+        known_environments=prepare.known_environments,
+        interpreters={info.name: info for info in interpreters},
+        commands={
+            info.name: (info.path, *prepare.interpreters[info.name].command[1:])
+            for info in interpreters
+        },
+        programs=prepare.programs,
+        preload=prepare.preload,
+        env=mounts.job_environment(path),
+        default_limits=prepare.default_limits,
+        max_limits=prepare.max_limits,
+        max_files=prepare.max_files,
+        landlock_abi=libc.landlock_abi() if prepare.landlock else 0,
+        last_capability=last,
+    )
+
+
+class Boot:
+    """What the steps work on."""
+
+    def __init__(self, plan: Plan, order: Spawn, fds: list[int], gate: socket.socket) -> None:
+        self.plan = plan
+        self.order = order
+        self.gate = gate
+        self.http = socket.socket(fileno=fds[0])
+        self.log_fd, self.outputs_fd, self.tmpfs_fd = fds[1:4]
+        self.group = GroupFiles(order.control_files, fds[4:])
+        self.work_fd = -1
+        self.ruleset = -1
+        self.confinement: child.Confinement
+        self.parked: child.Process
+
+
+# ── steps ────────────────────────────────────────────────────────────────────
+
+
+def _wait_for_ids(b: Boot) -> None:
+    if not b.gate.recv(1):
+        os._exit(0)  # the spawner could not map our ids, and has said so
+    b.gate.close()
+
+
+def _take_ids(_: Boot) -> None:
+    os.setgroups([])
+    os.setresgid(mounts.GID, mounts.GID, mounts.GID)
+    os.setresuid(mounts.INIT_UID, mounts.JOB_UID, mounts.INIT_UID)
+    libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)  # a change of ids clears it
+    libc.prctl(PR.SET_DUMPABLE, 1)  # until the end of the boot: our own /proc is ours to read
+
+
+def _quiet_descriptors(_: Boot) -> None:
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _writable_places(b: Boot) -> None:
+    libc.move_mount(b.tmpfs_fd, mounts.BOX)
+    os.close(b.tmpfs_fd)
+    for name, target in mounts.WRITABLE:
+        os.mkdir(f"{mounts.BOX}/{name}", 0o700)
+        libc.mount(f"{mounts.BOX}/{name}", target, "none", MS.BIND)
+    libc.umount(mounts.BOX)  # the binds keep it; this way in is gone
+
+
+def _proc(_: Boot) -> None:
+    # subset=pid: no /proc/sys, sysrq-trigger, kcore, keys, timer_list...: nothing to mask.
+    libc.mount(
+        "proc",
+        "/proc",
+        "proc",
+        MS.NOSUID | MS.NODEV | MS.NOEXEC,
+        "subset=pid,hidepid=invisible",
+    )
+
+
+def _names(_: Boot) -> None:
+    libc.set_hostname(mounts.HOSTNAME)
+    libc.set_name("sandrun-init")
+
+
+def _loopback(_: Boot) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        request = struct.pack("16sH14x", b"lo", 0)
+        flags = struct.unpack("16sH14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+
+
+def _work_directory(b: Boot) -> None:
+    b.work_fd = os.open(mounts.WORK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    os.chdir(mounts.WORK)
+    os.umask(0o022)
+
+
+def _landlock_ruleset(b: Boot) -> None:
+    """A second wall behind the mounts: what may be written at all, and where."""
+    abi = b.plan.landlock_abi
+    if not abi:
+        return
+    handled = _HANDLED
+    if abi < 2:  # noqa: PLR2004 - the ABI's own numbers, here and below
+        handled &= ~LandlockFs.REFER
+    if abi < 3:  # noqa: PLR2004
+        handled &= ~LandlockFs.TRUNCATE
+    scope = LandlockScope(0)
+    if abi >= 6:  # noqa: PLR2004
+        scope = LandlockScope.ABSTRACT_UNIX_SOCKET | LandlockScope.SIGNAL
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8  # noqa: PLR2004
+    b.ruleset = libc.landlock_ruleset(handled, 0, scope, size)
+    writable = tuple(target for _, target in mounts.WRITABLE)
+    for path, access in (
+        ("/", _READ),
+        ("/dev", _READ | LandlockFs.WRITE_FILE),
+        *((path, _READ | _WRITE) for path in writable),
+    ):
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            libc.landlock_allow(b.ruleset, fd, access & handled)
+        finally:
+            os.close(fd)
+
+
+def _bounding_set(b: Boot) -> None:
+    libc.drop_bounding_set(frozenset(), b.plan.last_capability)  # children inherit it
+    libc.prctl(PR.SET_SECUREBITS, SECBITS_LOCKED)
+
+
+def _park(b: Boot) -> None:
+    plan = b.plan
+    b.confinement = child.Confinement(
+        b.group, plan.programs["default"], plan.default_limits, plan.max_limits, b.ruleset
+    )
+    if b.order.mode == "door":
+        then = child.exec_warm(warm_argv(plan, b.order.warm), plan.env)
+    else:
+        then = child.wait_and_exec
+    b.parked = child.fork_confined(child.PARKED_STEPS, b.confinement, then)
+    b.parked.await_ready()
+
+
+def warm_argv(plan: Plan, warm: str) -> tuple[str, ...]:
+    """The command line of an interpreter that waits at the door."""
+    path = plan.commands[warm][0]
+    if warm == "node":
+        return (path, "-r", f"{mounts.RUNTIME}/warm_node.js", "door", str(child.GO_FD))
+    argv = (path, f"{mounts.RUNTIME}/warm_python.py", "door", str(child.GO_FD))
+    return (*argv, "--preload", ",".join(plan.preload)) if plan.preload else argv
+
+
+def _cgroup_namespace(b: Boot) -> None:
+    # Late children are ours, so our cgroup namespace must be the job's.
+    fd = os.open(f"/proc/{b.parked.pid}/ns/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.setns(fd, CLONE.NEWCGROUP)
+    finally:
+        os.close(fd)
+
+
+def _attest_job(b: Boot) -> None:
+    attest.job_process(b.parked.pid)
+
+
+def _confine(b: Boot) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc.capset(0, 0, 0)
+    libc.prctl(PR.SET_NO_NEW_PRIVS, 1)
+    if b.ruleset >= 0:
+        libc.landlock_restrict(b.ruleset)
+        os.close(b.ruleset)
+    libc.load_filter(b.plan.programs["zygote"])
+
+
+def _attest_self(_: Boot) -> None:
+    attest.init_process()
+    libc.prctl(PR.SET_DUMPABLE, 0)  # from here on, nothing inside may look into us
+
+
+BOOT_STEPS: Final[tuple[Callable[[Boot], None], ...]] = (
+    _wait_for_ids,
+    _take_ids,
+    _quiet_descriptors,
+    _writable_places,
+    _proc,
+    _names,
+    _loopback,
+    _work_directory,
+    _landlock_ruleset,
+    _bounding_set,
+    _park,
+    _cgroup_namespace,
+    _attest_job,
+    _confine,
+    _attest_self,
+)
+
+
+def run(
+    channel: Channel[FromSpawner, object],
+    plan: Plan,
+    order: Spawn,
+    fds: list[int],
+    gate: socket.socket,
+) -> NoReturn:
+    """PID 1's whole life: boot, report, serve one job, exit."""
+    code = 1
+    name = "adopt_descriptors"
+    try:
+        b = Boot(plan, order, fds, gate)
+        for step in BOOT_STEPS:
+            name = step.__name__.strip("_")
+            step(b)
+        channel.send(Booted(zygote=order.zygote))
+        channel.close()
+        code = serve.run(b)
+    except SetupError as error:
+        _report(channel, order, error.step, error.errno, str(error))
+    except OSError as error:
+        _report(channel, order, name, error.errno or 0, str(error))
+    except BaseException as error:  # noqa: BLE001 - whatever it was, this sandbox is over
+        _report(channel, order, name, 0, repr(error))
+    finally:
+        os._exit(code)
+
+
+def _report(
+    channel: Channel[FromSpawner, object], order: Spawn, step: str, number: int, text: str
+) -> None:
+    try:
+        channel.send(
+            BootFailed(zygote=order.zygote, step=step, errno=number, detail=text[:1000])
+        )
+    except Exception:  # noqa: BLE001, S110 - the socket is closed: the supervisor sees our end
+        pass

@@ -1,0 +1,309 @@
+"""What becomes a job: from fork to exec. Runs as: root of the sandbox's user
+namespace at first, the job's uid at the end.
+
+Everything dangerous happens before a byte of the job exists: the process is made,
+confined and parked, blocked on one read. The go then only says what to exec.
+
+The same steps serve three kinds of process. *Parked* ones are forked while PID 1
+still has capabilities; *late* ones (a build command, another interpreter than
+the one that waits, the unpacking of an archive) are forked by a PID 1 that has
+none left: they inherit its bounding set, no_new_privs, Landlock domain and
+cgroup namespace, take the job's uid out of PID 1's saved ids, and load the
+job's filter on top of PID 1's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from sandrun.errors import SetupError
+from sandrun.job import Limits
+from sandrun.pool import mounts
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import CLONE, PR
+from sandrun.pool.zygote.group import GroupFiles
+
+GO_FD: Final = 3  # the one descriptor beside 0, 1, 2 that a parked process has
+KEPT_FD: Final = 4  # where those begin that the unpacking child is given
+READY: Final = b"+"
+CANNOT_EXECUTE: Final = 126  # as a shell says it
+NOT_FOUND: Final = 127
+
+
+class Go(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a parked process waits for, as one JSON datagram.
+
+    For ``exec``: ``path`` and ``argv``. For a warm interpreter: ``script`` and
+    ``args``. ``env`` is the whole environment. ``open_files`` only if it is not
+    the default, since the process must then lower or raise its own limit.
+    """
+
+    env: dict[str, str]
+    cwd: str = mounts.WORK
+    path: str = ""
+    argv: tuple[str, ...] = ()
+    script: str = ""
+    args: tuple[str, ...] = ()
+    open_files: int = 0
+
+
+class Process:
+    """A process of the job, as PID 1 sees it. Owns the parent's pipe ends."""
+
+    def __init__(self, pid: int, go: socket.socket, stdin: int, stdout: int, stderr: int) -> None:
+        self.pid = pid
+        self.go = go
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def await_ready(self) -> None:
+        """Block until the process is parked. Raises :class:`SetupError` with its step."""
+        report = self.go.recv(4096)
+        if report == READY:
+            return
+        if not report:
+            raise SetupError("park", 0, "the process died before it was ready")
+        step, number, text = msgspec.json.decode(report, type=tuple[str, int, str])
+        raise SetupError(step, number, text)
+
+    def release(self, go: Go) -> None:
+        """Let it run."""
+        self.go.send(msgspec.json.encode(go))
+        self.go.close()
+
+
+class Confinement:
+    """What a child needs to confine itself; made once per sandbox."""
+
+    def __init__(
+        self,
+        group: GroupFiles,
+        program: bytes,
+        limits: Limits,
+        max_limits: Limits,
+        ruleset: int = -1,
+        kept: tuple[int, ...] = (),
+    ) -> None:
+        self.group = group
+        self.program = program
+        self.limits = limits
+        self.max_limits = max_limits
+        self.ruleset = ruleset  # of Landlock, or -1
+        self.kept = kept  # descriptors that stay open, at KEPT_FD and up
+
+
+# ── steps ────────────────────────────────────────────────────────────────────
+
+
+def _attach(c: Confinement) -> None:
+    # A process that writes "0" into its own group's files: 0.15 ms; attaching it
+    # from outside after an idle spell costs 5 ms (an RCU grace period).
+    c.group.attach_self()
+
+
+def _own_cgroup_namespace(_: Confinement) -> None:
+    libc.unshare(CLONE.NEWCGROUP)  # the job's own group is then "/" in /proc/self/cgroup
+
+
+def _own_session(_: Confinement) -> None:
+    os.setsid()  # kill(0) and terminal signals stay here
+
+
+def _rlimits(c: Confinement) -> None:
+    most = c.max_limits
+    for name, soft, hard in (
+        (resource.RLIMIT_CORE, 0, 0),  # a core would be the job's memory on a disk
+        (resource.RLIMIT_NOFILE, c.limits.open_files, most.open_files),
+        (resource.RLIMIT_NPROC, most.processes, most.processes),
+        (resource.RLIMIT_MEMLOCK, 0, 0),
+        (resource.RLIMIT_MSGQUEUE, 0, 0),
+        (resource.RLIMIT_STACK, 8 * 1024 * 1024, resource.RLIM_INFINITY),
+    ):
+        hard_now = resource.getrlimit(name)[1]
+        if hard_now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > hard_now):
+            hard = hard_now  # noqa: PLW2901 - never above what the host allows
+        resource.setrlimit(name, (min(soft, hard) if hard != resource.RLIM_INFINITY else soft, hard))
+
+
+def _job_uid(_: Confinement) -> None:
+    os.setresgid(mounts.GID, mounts.GID, mounts.GID)
+    os.setresuid(mounts.JOB_UID, mounts.JOB_UID, mounts.JOB_UID)
+
+
+def _no_capabilities(_: Confinement) -> None:
+    libc.capset(0, 0, 0)
+
+
+def _die_with_parent(_: Confinement) -> None:
+    libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)  # after the uid change, which clears it
+    libc.prctl(PR.SET_DUMPABLE, 1)  # cleared too; the job must see its own /proc/self/fd
+
+
+def _no_new_privileges(_: Confinement) -> None:
+    libc.prctl(PR.SET_NO_NEW_PRIVS, 1)
+
+
+def _landlock(c: Confinement) -> None:
+    if c.ruleset >= 0:
+        libc.landlock_restrict(c.ruleset)
+
+
+def _signals(_: Confinement) -> None:
+    # Python ignores SIGPIPE and SIGXFSZ; a program started by a shell finds the default.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _few_descriptors(c: Confinement) -> None:
+    os.closerange(KEPT_FD + len(c.kept), 1 << 20)  # one close_range(2)
+
+
+def _system_calls(c: Confinement) -> None:
+    libc.load_filter(c.program)
+
+
+Step = Callable[[Confinement], None]
+
+# Order matters. Groups and cgroup namespace while still privileged; uid before
+# capabilities (it needs CAP_SETUID); PDEATHSIG after the uid change; descriptors
+# after Landlock (it needs one); the filter last, since it forbids most of the above.
+PARKED_STEPS: Final[tuple[Step, ...]] = (
+    _attach,
+    _own_cgroup_namespace,
+    _own_session,
+    _rlimits,
+    _job_uid,
+    _no_capabilities,
+    _die_with_parent,
+    _no_new_privileges,
+    _landlock,
+    _signals,
+    _few_descriptors,
+    _system_calls,
+)
+LATE_STEPS: Final[tuple[Step, ...]] = (
+    _attach,
+    _own_session,
+    _rlimits,
+    _job_uid,
+    _die_with_parent,
+    _signals,
+    _few_descriptors,
+    _system_calls,
+)
+
+
+def fork_confined(
+    steps: tuple[Step, ...], confinement: Confinement, then: Callable[[socket.socket], None]
+) -> Process:
+    """Fork a process that confines itself by ``steps`` and then does ``then``.
+
+    ``then`` gets the child's end of the go socket; when it returns, the child
+    exits with status 0. Failures of a step reach :meth:`Process.await_ready`.
+    """
+    stdin_r, stdin_w = os.pipe()
+    stdout_r, stdout_w = os.pipe()
+    stderr_r, stderr_w = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        _child(steps, confinement, then, theirs, (stdin_r, stdout_w, stderr_w))
+    for fd in (stdin_r, stdout_w, stderr_w):
+        os.close(fd)
+    theirs.close()
+    return Process(pid, ours, stdin_w, stdout_r, stderr_r)
+
+
+def _child(
+    steps: tuple[Step, ...],
+    confinement: Confinement,
+    then: Callable[[socket.socket], None],
+    go: socket.socket,
+    stdio: tuple[int, int, int],
+) -> NoReturn:
+    name = "descriptors"
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        # High numbers first: the targets 0..3 may be among the sources.
+        high = [_above(fd) for fd in (*stdio, go.fileno(), *confinement.kept)]
+        go.detach()
+        for target, fd in enumerate(high):
+            os.dup2(fd, target, inheritable=target < GO_FD)
+        go = socket.socket(fileno=GO_FD)
+        for step in steps:
+            name = step.__name__.strip("_")
+            step(confinement)
+        name = "then"
+        then(go)
+        code = 0
+    except OSError as error:
+        _report(go, name, error.errno or 0, str(error))
+    except BaseException as error:  # noqa: BLE001 - whatever it was, nothing runs after it
+        _report(go, name, 0, repr(error))
+    finally:
+        os._exit(code)
+
+
+def _above(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
+
+
+def _report(go: socket.socket, step: str, number: int, text: str) -> None:
+    try:
+        go.send(msgspec.json.encode((step, number, text[:500])))
+    except OSError:
+        pass  # PID 1 sees the end of the socket instead
+
+
+# ── what a confined process does ─────────────────────────────────────────────
+
+
+def wait_and_exec(go: socket.socket) -> None:
+    """Park; on go, exec. A failure to exec ends like a shell's."""
+    go.send(READY)
+    datagram = go.recv(256 * 1024)
+    if not datagram:
+        os._exit(0)  # PID 1 does not need us
+    order = msgspec.json.decode(datagram, type=Go)
+    go.close()
+    if order.open_files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (order.open_files, order.open_files))
+    try:
+        os.chdir(order.cwd)
+        os.execve(order.path, order.argv, order.env)  # noqa: S606 - that is our purpose
+    except OSError as error:
+        os.write(2, f"sandrun: cannot run {order.path}: {error.strerror}\n".encode(errors="replace"))
+        os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE)
+
+
+def exec_warm(argv: tuple[str, ...], env: dict[str, str]) -> Callable[[socket.socket], None]:
+    """Exec an interpreter that parks itself: it says ready and waits on the go socket."""
+
+    def then(go: socket.socket) -> None:
+        os.set_inheritable(go.fileno(), True)
+        os.chdir(mounts.WORK)
+        os.execve(argv[0], argv, env)  # noqa: S606
+
+    return then
+
+
+def report_through_stdout(work: Callable[[], Any]) -> Callable[[socket.socket], None]:
+    """Do ``work`` as the job's uid and write its result as msgpack to stdout."""
+
+    def then(go: socket.socket) -> None:
+        go.send(READY)
+        data = msgspec.msgpack.encode(work())
+        while data:
+            data = data[os.write(1, data) :]
+
+    return then

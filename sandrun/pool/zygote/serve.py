@@ -1,0 +1,687 @@
+"""One job, from Dispatch to Acknowledge. Runs as: PID 1 of the sandbox, confined.
+
+Events only: one ``poll`` over the http socket, the job's pipes, SIGCHLD and the
+memory event, with a deadline computed from the limits. CPU time is no event; but
+a job on *n* CPUs that has *b* seconds of its budget left cannot spend them in
+less than *b/n*, so that is when we look again.
+
+PID 1 is trusted to tell the truth about the job, so it opens nothing that could
+block or run code: archives are parsed by a child under the job's uid and limits
+(:mod:`unpack`), and outputs are taken only when every other process is dead
+(:mod:`collect`).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from sandrun import globs
+from sandrun.channel import Channel, Closed, close_all
+from sandrun.errors import RequestError, SetupError
+from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict
+from sandrun.logs import MAX_DATA, STDERR, STDOUT, SYSTEM, LogWriter
+from sandrun.messages import (
+    Acknowledge,
+    Cancel,
+    Dispatch,
+    Elsewhere,
+    FromZygote,
+    LogGrew,
+    Result,
+    Started,
+    ToZygote,
+    UploadPart,
+)
+from sandrun.pool import mounts
+from sandrun.pool.verdict import Facts, decide
+from sandrun.pool.zygote import child, collect, unpack
+
+if TYPE_CHECKING:
+    from sandrun.pool.zygote.boot import Boot
+
+UNPACK_TIMEOUT_S: Final = 60.0  # 100 MB of gzip take about a second
+REPORT_MAX_BYTES: Final = 4 * 1024 * 1024  # of the unpacking child
+CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
+INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
+MAX_OUTPUT_FILES: Final = 10_000
+# A warm interpreter has read these at its start: a job that sets them starts cold.
+COLD_VARIABLES: Final = ("PYTHON", "NODE_", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TZ")
+
+
+class Stop(Exception):
+    """http is gone: so are we, and with us everything inside."""
+
+
+class Over(Exception):
+    """The job ended before its entrypoint ran."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.exit_reason)
+        self.verdict = verdict
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """How one process of the job ended."""
+
+    exit_code: int | None = None
+    signal: int | None = None
+    cancelled: bool = False
+    timed_out: bool = False
+    cpu_exceeded: bool = False
+    wall_time_s: float = 0.0
+
+    @property
+    def clean(self) -> bool:
+        """It exited with 0 by itself."""
+        return self.exit_code == 0 and not (self.cancelled or self.timed_out or self.cpu_exceeded)
+
+
+def run(b: Boot) -> int:
+    """Serve one job. Returns PID 1's exit status: 0, or 3 if the parked process died."""
+    try:
+        return Init(b).serve()
+    except (Stop, Closed):
+        return 0
+
+
+class Init:
+    """PID 1. Born confined, with its job process parked."""
+
+    def __init__(self, b: Boot) -> None:
+        self.plan = b.plan
+        self.order = b.order
+        self.group = b.group
+        self.work_fd = b.work_fd
+        self.outputs_fd = b.outputs_fd
+        self.confinement = b.confinement
+        self.parked: child.Process | None = b.parked
+        self.log = LogWriter(b.log_fd, b.plan.max_limits.log_bytes)
+        b.http.setblocking(False)
+        self.http: Channel[FromZygote, ToZygote] = Channel(b.http, ToZygote)
+        self.cancelled = False
+        self.started = time.monotonic()
+        self.nudged = 0
+        self.storage_bytes = 0
+        self._statuses: dict[int, int] = {}
+        self._wake_r, wake_w = os.pipe()
+        os.set_blocking(self._wake_r, False)
+        os.set_blocking(wake_w, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        self.poll = select.poll()
+        self.poll.register(b.http, select.POLLIN)
+        self.poll.register(self._wake_r, select.POLLIN)
+
+    # ── the job's life ───────────────────────────────────────────────────────
+
+    def serve(self) -> int:
+        """Wait for the one Dispatch, run it, report, wait to be dismissed."""
+        dispatch, fds = self._await_dispatch()
+        if dispatch is None:
+            return 3
+        self.started = time.monotonic()
+        cpu_before = self.group.cpu_seconds()
+        spec = dispatch.spec
+        outcome = Outcome()
+        before = collect.Snapshot()
+        over: Verdict | None = None
+        phase = "upload"
+        try:
+            self._check_limits(spec)
+            spec = self._place_files(dispatch, fds)
+            close_all(fds)
+            self._set_limits(spec)
+            before = collect.snapshot(self.work_fd)
+            if spec.build:
+                phase = "build"
+                outcome = self._build(spec)
+            if phase != "build" or outcome.clean:
+                phase = "entrypoint"
+                outcome = self._entrypoint(spec)
+        except Over as error:
+            over = error.verdict
+        except _Elsewhere as error:
+            self._send(Elsewhere(spec=error.spec))
+            self._await_dismissal()
+            return 0
+        except SetupError as error:
+            over = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(str(error),))
+        self._kill_everything()
+        full = self._storage_state()
+        usage = self._usage(outcome, cpu_before)
+        index, index_offset = self._collect(spec, before)
+        taken = sum(file.size_bytes for file in index.files)
+        usage = msgspec.structs.replace(usage, output_bytes=taken)
+        verdict = over or decide(
+            Facts(
+                exit_code=outcome.exit_code,
+                signal=outcome.signal,
+                cancelled=outcome.cancelled,
+                timed_out=outcome.timed_out,
+                cpu_exceeded=outcome.cpu_exceeded,
+                oom_kills=self.group.oom_kills(),
+                fork_refusals=self.group.fork_refusals(),
+                storage_full=full[0],
+                inodes_full=full[1],
+                log_dropped_bytes=self.log.dropped,
+                outputs_over_limit=any(s.reason == collect.OVER_LIMIT for s in index.skipped),
+                fail_on_output_limit=spec.fail_on_output_limit,
+                phase=phase,
+            ),
+            usage,
+            spec.limits,
+            self.plan.max_limits,
+        )
+        data = msgspec.msgpack.encode(index) if index.files or index.skipped else b""
+        if data:
+            os.pwrite(self.outputs_fd, data, index_offset)
+        self._send(
+            Result(
+                verdict=verdict,
+                usage=usage,
+                spec=spec,
+                log_end=self.log.end,
+                index_offset=index_offset,
+                index_size=len(data),
+            )
+        )
+        self._await_dismissal()
+        return 0
+
+    def _await_dispatch(self) -> tuple[Dispatch | None, list[int]]:
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd == self._wake_r:
+                    self._reap()
+                    if self.parked and self.parked.pid in self._statuses:
+                        return None, []
+                    continue
+                message, fds = self.http.receive()
+                if isinstance(message, Dispatch):
+                    return message, fds
+                close_all(fds)
+                if isinstance(message, Cancel):
+                    self.cancelled = True
+                else:
+                    raise Stop
+
+    def _await_dismissal(self) -> None:
+        while True:
+            for fd, _ in self.poll.poll():
+                if fd == self._wake_r:
+                    self._reap()
+                    continue
+                message, fds = self.http.receive()
+                close_all(fds)
+                if isinstance(message, Acknowledge):
+                    return
+
+    # ── before the entrypoint ────────────────────────────────────────────────
+
+    def _check_limits(self, spec: JobSpec) -> None:
+        """http may have been taken over: it gets no more than the operator's maxima."""
+        for name in spec.limits.__struct_fields__:
+            if not 0 < getattr(spec.limits, name) <= getattr(self.plan.max_limits, name):
+                raise SetupError("limits", 0, f"{name} is over the maximum")
+        if spec.environment != self.plan.environment:
+            raise SetupError("environment", 0, f"this is {self.plan.environment!r}")
+
+    def _place_files(self, dispatch: Dispatch, fds: list[int]) -> JobSpec:
+        """Put the upload into /work; returns the complete spec."""
+        for file in dispatch.files:
+            unpack.write_file(self.work_fd, file.path, file.data, executable=file.executable)
+        if not fds:
+            return dispatch.spec
+        parts = msgspec.msgpack.decode(
+            os.pread(fds[0], dispatch.index_size, dispatch.index_offset), type=list[UploadPart]
+        )
+        job = unpack.Upload(
+            fd=fds[0],
+            parts=parts,
+            work_fd=self.work_fd,
+            max_files=self.plan.max_files,
+            max_bytes=dispatch.spec.limits.storage_bytes,
+        )
+        report = self._unpack(dispatch, job)
+        spec = report.spec
+        self._check_limits(msgspec.structs.replace(spec, environment=self.plan.environment))
+        if (
+            spec.environment != self.plan.environment
+            or spec.limits.storage_bytes != dispatch.spec.limits.storage_bytes
+        ):
+            raise _Elsewhere(spec)
+        return spec
+
+    def _unpack(self, dispatch: Dispatch, upload: unpack.Upload) -> unpack.Unpacked:
+        """Let a child under the job's uid, limits and filter open the archives."""
+
+        def work() -> unpack.Unpacked | unpack.Refused:
+            return unpack.unpack_and_resolve(
+                upload,
+                dispatch.spec,
+                dispatch.manifest_given,
+                self.plan.interpreters,
+                self.plan.known_environments,
+                self.plan.default_limits,
+                self.plan.max_limits,
+            )
+
+        report = bytearray()
+        confinement = self._late_confinement("default", (upload_fd, self.work_fd))
+        process = child.fork_confined(
+            child.LATE_STEPS, confinement, child.report_through_stdout(work)
+        )
+        process.await_ready()
+
+        def sink(_: int, data: bytes) -> None:
+            report.extend(data)
+            if len(report) > REPORT_MAX_BYTES:
+                raise Over(_upload_error("the upload has too many files"))
+
+        outcome = self._supervise(process, sink, UNPACK_TIMEOUT_S, dispatch.spec.limits.cpu_seconds)
+        if outcome.cancelled:
+            raise Over(Verdict(exit_reason=ExitReason.CANCELLED, evidence=("while unpacking",)))
+        if self.group.oom_kills():
+            raise Over(_upload_error("unpacking took more memory than the job may use"))
+        if outcome.timed_out or outcome.cpu_exceeded:
+            raise Over(_upload_error("unpacking took too long"))
+        if not outcome.clean:
+            raise Over(_upload_error("the archive could not be unpacked"))
+        try:
+            answer = msgspec.msgpack.decode(report, type=unpack.Unpacked | unpack.Refused)
+        except (msgspec.DecodeError, RecursionError):
+            raise Over(_upload_error("the archive could not be unpacked")) from None
+        if isinstance(answer, unpack.Refused):
+            raise Over(_upload_error(answer.reason))
+        return answer
+
+    def _set_limits(self, spec: JobSpec) -> None:
+        limits, default = spec.limits, self.plan.default_limits
+        if limits.memory_bytes != default.memory_bytes:
+            try:
+                self.group.set_memory(limits.memory_bytes)
+            except OSError:
+                raise Over(
+                    Verdict(
+                        exit_reason=ExitReason.OUT_OF_MEMORY,
+                        evidence=(
+                            f"{self.group.memory_now()} bytes were in use before the job began",
+                        ),
+                        remedy="raise memory_mb",
+                    )
+                ) from None
+        if limits.processes != default.processes:
+            self.group.set_processes(limits.processes)
+
+    def _build(self, spec: JobSpec) -> Outcome:
+        self._send(Started(spec=spec, build=True))
+        process = self._late("default")
+        go = self._go(spec, path="/bin/sh", argv=("sh", "-c", spec.build or ""))
+        outcome = self._run(process, go, spec, b"")
+        self._kill_everything(keep=self.parked.pid if self.parked else None)
+        return outcome
+
+    # ── the entrypoint ───────────────────────────────────────────────────────
+
+    def _entrypoint(self, spec: JobSpec) -> Outcome:
+        self._send(Started(spec=spec))
+        if self._fits_warm(spec):
+            process, self.parked = self.parked, None
+            assert process is not None  # noqa: S101 - _fits_warm says so
+            go = self._go(spec, script=spec.entrypoint or "", args=spec.args)
+            return self._run(process, go, spec, spec.stdin or b"")
+        path, argv = self._command(spec)
+        go = self._go(spec, path=path, argv=argv)
+        if self.parked and self.order.mode == "exec" and spec.profile == "default":
+            process, self.parked = self.parked, None
+        else:
+            self._dismiss_parked()
+            process = self._late(spec.profile)
+        return self._run(process, go, spec, spec.stdin or b"")
+
+    def _fits_warm(self, spec: JobSpec) -> bool:
+        return (
+            self.parked is not None
+            and self.order.mode != "exec"
+            and self.order.warm == spec.interpreter
+            and spec.profile == "default"
+            and not any(name.startswith(COLD_VARIABLES) for name in spec.env)
+        )
+
+    def _command(self, spec: JobSpec) -> tuple[str, tuple[str, ...]]:
+        entry = spec.entrypoint or ""
+        if spec.interpreter == "binary":
+            return f"{mounts.WORK}/{entry}", (f"./{entry}", *spec.args)
+        command = self.plan.commands.get(spec.interpreter or "")
+        if command is None:
+            raise Over(
+                Verdict(
+                    exit_reason=ExitReason.UPLOAD_ERROR,
+                    evidence=(f"interpreter {spec.interpreter!r} is not in this environment",),
+                    remedy=f"one of {', '.join(self.plan.commands)}",
+                )
+            )
+        # A name that begins with "-" must not be taken for an option.
+        script = f"./{entry}" if entry.startswith("-") else entry
+        name = os.path.basename(command[0])
+        return command[0], (name, *command[1:], script, *spec.args)
+
+    def _go(
+        self,
+        spec: JobSpec,
+        *,
+        path: str = "",
+        argv: tuple[str, ...] = (),
+        script: str = "",
+        args: tuple[str, ...] = (),
+    ) -> child.Go:
+        default = self.plan.default_limits.open_files
+        return child.Go(
+            env={**self.plan.env, **spec.env},
+            path=path,
+            argv=argv,
+            script=script,
+            args=args,
+            open_files=0 if spec.limits.open_files == default else spec.limits.open_files,
+        )
+
+    def _late(self, profile: str) -> child.Process:
+        process = child.fork_confined(
+            child.LATE_STEPS, self._late_confinement(profile), child.wait_and_exec
+        )
+        process.await_ready()
+        return process
+
+    def _late_confinement(self, profile: str, kept: tuple[int, ...] = ()) -> child.Confinement:
+        return child.Confinement(
+            self.group,
+            self.plan.programs[profile],
+            self.plan.default_limits,
+            self.plan.max_limits,
+            kept=kept,
+        )
+
+    def _dismiss_parked(self) -> None:
+        if self.parked:
+            process, self.parked = self.parked, None
+            os.kill(process.pid, signal.SIGKILL)
+            process.go.close()
+            close_all([process.stdin, process.stdout, process.stderr])
+
+    # ── running one process ──────────────────────────────────────────────────
+
+    def _run(self, process: child.Process, go: child.Go, spec: JobSpec, stdin: bytes) -> Outcome:
+        start = self.started = time.monotonic()
+
+        def sink(stream: int, data: bytes) -> None:
+            self.log.write(stream, data, time.monotonic() - start)
+
+        try:
+            process.release(go)
+        except OSError:
+            pass  # it died in the meantime; its status says how
+        limits = spec.limits
+        return self._supervise(process, sink, limits.timeout_s, limits.cpu_seconds, stdin)
+
+    def _supervise(
+        self,
+        process: child.Process,
+        sink: Callable[[int, bytes], None],
+        timeout_s: float,
+        cpu_seconds: float,
+        stdin: bytes = b"",
+    ) -> Outcome:
+        """Feed and drain the process until it ends, or a limit ends everything."""
+        start = time.monotonic()
+        deadline = start + timeout_s
+        cpu_end = self.group.cpu_seconds() + cpu_seconds
+        cpus = os.cpu_count() or 1
+        cpu_check = start + max(cpu_seconds / cpus, CPU_CHECK_MIN_S)
+        outcome = Outcome()
+        streams = {process.stdout: STDOUT, process.stderr: STDERR}
+        for fd in streams:
+            os.set_blocking(fd, False)
+            self.poll.register(fd, select.POLLIN)
+        feed = memoryview(stdin)
+        if feed:
+            os.set_blocking(process.stdin, False)
+            self.poll.register(process.stdin, select.POLLOUT)
+        else:
+            os.close(process.stdin)
+        oom_fd = self.group.oom_fd
+        if oom_fd is not None:
+            self.poll.register(oom_fd, self.group.oom_poll_mask)
+        ended = False
+        while not ended:
+            now = time.monotonic()
+            wait_s = min(deadline, cpu_check) - now
+            for fd, mask in self.poll.poll(max(0, wait_s) * 1000 + 0.5):
+                if fd in streams:
+                    self._drain(fd, streams, sink)
+                elif fd == self._wake_r:
+                    self._reap()
+                    ended = process.pid in self._statuses
+                elif fd == process.stdin:
+                    feed = self._feed(fd, feed, mask)
+                elif fd == oom_fd:
+                    ended = self._out_of_memory(oom_fd) or ended
+                else:
+                    ended = self._http_event(mask) or ended
+            now = time.monotonic()
+            if not ended and now >= deadline:
+                outcome.timed_out = ended = True
+            if not ended and now >= cpu_check:
+                left = cpu_end - self.group.cpu_seconds()
+                if left <= 0:
+                    outcome.cpu_exceeded = ended = True
+                cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
+            self._nudge()
+        outcome.wall_time_s = time.monotonic() - start
+        outcome.cancelled = self.cancelled
+        keep = self.parked.pid if self.parked else None
+        self._kill_everything(keep=keep, wait_for=process.pid)
+        for fd in tuple(streams):
+            self._drain(fd, streams, sink, to_the_end=True)
+        if feed:
+            self.poll.unregister(process.stdin)
+            os.close(process.stdin)
+        if oom_fd is not None:
+            self.poll.unregister(oom_fd)
+        code = os.waitstatus_to_exitcode(self._statuses.pop(process.pid))
+        if code < 0:
+            outcome.signal = -code
+        else:
+            outcome.exit_code = code
+        self._nudge()
+        return outcome
+
+    def _drain(
+        self,
+        fd: int,
+        streams: dict[int, int],
+        sink: Callable[[int, bytes], None],
+        *,
+        to_the_end: bool = False,
+    ) -> None:
+        """Read what is there. One step at a time while the job runs, so that a flood
+        cannot keep us from its deadline; to the end when every writer is dead."""
+        while fd in streams:
+            try:
+                data = os.read(fd, MAX_DATA)
+            except BlockingIOError:
+                data = None
+            if data:
+                sink(streams[fd], data)
+            elif data == b"" or to_the_end:
+                self.poll.unregister(fd)
+                os.close(fd)
+                del streams[fd]
+            if not to_the_end:
+                return
+
+    def _feed(self, fd: int, feed: memoryview, mask: int) -> memoryview:
+        done = 0
+        if not mask & (select.POLLERR | select.POLLHUP):
+            try:
+                done = os.write(fd, feed[:MAX_DATA])
+            except BlockingIOError:
+                return feed
+            except BrokenPipeError:
+                done = 0
+        rest = feed[done:] if done else memoryview(b"")
+        if not rest:
+            self.poll.unregister(fd)
+            os.close(fd)
+        return rest
+
+    def _out_of_memory(self, oom_fd: int) -> bool:
+        if self.group.oom_poll_mask == select.POLLIN:
+            os.read(oom_fd, 8)
+        return self.group.oom_kills() > 0
+
+    def _http_event(self, mask: int) -> bool:
+        if mask & select.POLLOUT:
+            self.poll.modify(self.http.socket, select.POLLIN)
+        if not mask & (select.POLLIN | select.POLLHUP | select.POLLERR):
+            return False
+        try:
+            message, fds = self.http.receive()
+        except BlockingIOError:
+            return False
+        close_all(fds)
+        if isinstance(message, Cancel):
+            self.cancelled = True
+            return True
+        return False
+
+    # ── the end ──────────────────────────────────────────────────────────────
+
+    def _kill_everything(self, keep: int | None = None, wait_for: int | None = None) -> None:
+        """No process but PID 1 (and ``keep``, which is still parked) survives.
+
+        kill(-1) from PID 1 reaches all others in one step under the kernel's task
+        lock, so nothing can fork its way out. A parked process is spared by naming
+        the rest: it has run nothing of the job.
+        """
+        if keep is None:
+            try:
+                os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._reap(block=True)
+            return
+        while others := self._others(keep):
+            for pid in others:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            self._reap()
+            if wait_for is not None and wait_for not in self._statuses:
+                self._wait_one(wait_for)
+
+    def _others(self, keep: int) -> list[int]:
+        return [
+            int(name)
+            for name in os.listdir("/proc")
+            if name.isdigit() and int(name) not in (1, keep)
+        ]
+
+    def _wait_one(self, pid: int) -> None:
+        try:
+            _, status = os.waitpid(pid, 0)
+        except ChildProcessError:
+            return
+        self._statuses[pid] = status
+
+    def _reap(self, *, block: bool = False) -> None:
+        """Collect the dead: our children, and orphans that became ours."""
+        try:
+            while os.read(self._wake_r, 4096):
+                pass
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not pid:
+                return
+            self._statuses[pid] = status
+
+    def _usage(self, outcome: Outcome, cpu_before: float) -> Usage:
+        return Usage(
+            cpu_seconds=max(0.0, self.group.cpu_seconds() - cpu_before),
+            memory_peak_bytes=self.group.memory_peak(),
+            wall_time_s=outcome.wall_time_s,
+            processes_peak=self.group.processes_peak(),
+            storage_bytes=self.storage_bytes,
+            log_dropped_bytes=self.log.dropped,
+        )
+
+    def _storage_state(self) -> tuple[bool, bool]:
+        info = os.fstatvfs(self.work_fd)
+        self.storage_bytes = (info.f_blocks - info.f_bfree) * info.f_frsize
+        return info.f_bavail == 0, info.f_favail == 0
+
+    def _collect(self, spec: JobSpec, before: collect.Snapshot) -> tuple[OutputIndex, int]:
+        try:
+            return collect.collect(
+                self.work_fd,
+                globs.compile(spec.outputs),
+                before,
+                self.outputs_fd,
+                max_bytes=spec.limits.output_bytes,
+                max_files=MAX_OUTPUT_FILES,
+            )
+        except (OSError, RequestError, ValueError) as error:
+            text = f"outputs could not be collected: {error}\n"
+            self.log.write(SYSTEM, text.encode(errors="replace"), time.monotonic() - self.started)
+            return OutputIndex(), 0
+
+    # ── towards http ─────────────────────────────────────────────────────────
+
+    def _send(self, message: FromZygote) -> None:
+        """Send, waiting for room if need be: http must hear this."""
+        while True:
+            try:
+                self.http.send(message)
+            except BlockingIOError:
+                waiter = select.poll()
+                waiter.register(self.http.socket, select.POLLOUT)
+                waiter.poll()
+            else:
+                return
+
+    def _nudge(self) -> None:
+        """Tell http that the log grew. If its queue is full, poll says when there is room."""
+        if self.log.end == self.nudged:
+            return
+        try:
+            self.http.send(LogGrew(end=self.log.end))
+        except BlockingIOError:
+            self.poll.modify(self.http.socket, select.POLLIN | select.POLLOUT)
+        else:
+            self.nudged = self.log.end
+
+
+class _Elsewhere(Exception):  # noqa: N818 - not an error
+    def __init__(self, spec: JobSpec) -> None:
+        super().__init__(spec.environment)
+        self.spec = spec
+
+
+def _upload_error(reason: str) -> Verdict:
+    return Verdict(
+        exit_reason=ExitReason.UPLOAD_ERROR,
+        evidence=(reason,),
+        remedy="mend the upload and submit again",
+    )
