@@ -1,0 +1,193 @@
+"""The HTTP client behind ``python -m sandrun run`` and ``submit``. I/O.
+
+::
+
+    python -m sandrun run DIR|FILE... [--url URL] [--entrypoint main.py] [-- ARGS...]
+
+packs the files, submits them, follows the log to stdout and stderr, writes the
+outputs below ``--output`` and ends with the job's exit status. ``submit`` only
+prints the answer to ``POST /submit``. Standard library only, so that the file
+can be copied anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import secrets
+import ssl
+import sys
+import tarfile
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
+SKIPPED: Final = frozenset({".git", "node_modules", "__pycache__", ".venv"})
+SIGNAL_BASE: Final = 128  # as shells say it
+
+
+class ServerError(Exception):
+    """The server refused; the text is for a person."""
+
+
+class Client:
+    """One server. ``url`` like ``http://127.0.0.1:8000``."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ServerError(f"not a URL: {url!r}")
+        self._parts = parts
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        if self._parts.scheme == "https":
+            return http.client.HTTPSConnection(host, port, context=ssl.create_default_context())
+        return http.client.HTTPConnection(host, port)
+
+    def request(
+        self, method: str, path: str, body: bytes = b"", content_type: str = "", accept: str = ""
+    ) -> http.client.HTTPResponse:
+        """One request. Raises :class:`ServerError` for a 4xx or 5xx."""
+        connection = self._connect()
+        headers = {"Accept": accept or "application/json"}
+        if content_type:
+            headers["Content-Type"] = content_type
+        try:
+            connection.request(method, path, body or None, headers)
+            response = connection.getresponse()
+        except OSError as error:
+            raise ServerError(f"{self._parts.geturl()}: {error}") from error
+        if response.status >= http.client.BAD_REQUEST:
+            text = response.read().decode(errors="replace")
+            try:
+                text = json.loads(text)["error"]
+            except (ValueError, KeyError, TypeError):
+                text = text[:300]
+            raise ServerError(f"{response.status}: {text}")
+        return response
+
+    def submit(self, archive: bytes, manifest: dict[str, Any]) -> dict[str, Any]:
+        """``POST /submit`` a tar.gz and a manifest."""
+        boundary = secrets.token_hex(16)
+        body = io.BytesIO()
+        for head, content in (
+            ('name="files"; filename="project.tar.gz"', archive),
+            ('name="manifest"', json.dumps(manifest).encode()),
+        ):
+            body.write(f"--{boundary}\r\nContent-Disposition: form-data; {head}\r\n\r\n".encode())
+            body.write(content + b"\r\n")
+        body.write(f"--{boundary}--\r\n".encode())
+        kind = f"multipart/form-data; boundary={boundary}"
+        answer: dict[str, Any] = json.load(self.request("POST", "/submit", body.getvalue(), kind))
+        return answer
+
+    def follow(self, job_id: str) -> str:
+        """Copy the job's log to our stdout and stderr until its end; its exit reason."""
+        stream = self.request("GET", f"/logs/{job_id}/stream", accept="text/event-stream")
+        for raw in stream:
+            if not raw.startswith(b"data:"):
+                continue
+            record = json.loads(raw[5:])
+            if record.get("event") == "end":
+                return str(record["exit_reason"])
+            target = sys.stderr if record.get("stream") == "stderr" else sys.stdout
+            target.write(record.get("data", ""))
+            target.flush()
+        raise ServerError("the log ended without the job's end")
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """``GET /status``."""
+        answer: dict[str, Any] = json.load(self.request("GET", f"/status/{job_id}"))
+        return answer
+
+    def download(self, job_id: str, target: Path) -> list[str]:
+        """Fetch the outputs as tar and write them below ``target``; their names."""
+        response = self.request("GET", f"/download/{job_id}?format=tar")
+        written = []
+        with tarfile.open(fileobj=io.BytesIO(response.read())) as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if not member.isreg() or path.is_absolute() or ".." in path.parts:
+                    continue  # the server is not trusted with our file system
+                source = archive.extractfile(member)
+                assert source is not None  # noqa: S101 - it is a regular file
+                file = target.joinpath(*path.parts)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(source.read())
+                written.append(member.name)
+        return written
+
+
+def pack(paths: list[Path]) -> bytes:
+    """Files and directories as tar.gz; a directory's content is at the top."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for path in paths:
+            if path.is_dir():
+                for root, directories, names in os.walk(path):
+                    directories[:] = sorted(d for d in directories if d not in SKIPPED)
+                    for name in sorted(names):
+                        file = Path(root, name)
+                        archive.add(file, str(file.relative_to(path)), recursive=False)
+            else:
+                archive.add(path, path.name, recursive=False)
+    return buffer.getvalue()
+
+
+def main(argv: list[str]) -> int:
+    """``run`` or ``submit``; ``argv[0]`` is which."""
+    command, rest = argv[0], argv[1:]
+    args: list[str] = []
+    if "--" in rest:
+        split = rest.index("--")
+        rest, args = rest[:split], rest[split + 1 :]
+    parser = argparse.ArgumentParser(prog=f"python -m sandrun {command}")
+    parser.add_argument("paths", nargs="+", type=Path, help="a directory or files")
+    parser.add_argument("--url", default=os.environ.get("SANDRUN_URL", DEFAULT_URL))
+    parser.add_argument("--entrypoint")
+    parser.add_argument("--interpreter")
+    parser.add_argument("--environment")
+    parser.add_argument("--timeout", type=float)
+    parser.add_argument("--output", type=Path, default=Path("output"))
+    options = parser.parse_args(rest)
+    names = ("entrypoint", "interpreter", "environment", "timeout")
+    manifest = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if args:
+        manifest["args"] = args
+    if missing := [str(path) for path in options.paths if not path.exists()]:
+        parser.error(f"no such file: {', '.join(missing)}")
+    try:
+        return _run(Client(options.url), command, pack(options.paths), manifest, options.output)
+    except ServerError as error:
+        print(f"sandrun: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(
+    client: Client, command: str, archive: bytes, manifest: dict[str, Any], output: Path
+) -> int:
+    job = client.submit(archive, manifest)
+    if command == "submit":
+        print(json.dumps(job, indent=2))
+        return 0
+    client.follow(job["job_id"])
+    status = client.status(job["job_id"])
+    meta = status["execution_metadata"]
+    print(
+        f"[{status['exit_reason']}: {meta['wall_time_ms']:.0f} ms,"
+        f" {meta['cpu_seconds']:.2f} CPU-s, {meta['memory_peak_mb']:.0f} MB]",
+        file=sys.stderr,
+    )
+    for line in status["evidence"]:
+        print(f"[{line}]", file=sys.stderr)
+    if status["output_files"]:
+        written = client.download(job["job_id"], output)
+        print(f"[{len(written)} output files in {output}/]", file=sys.stderr)
+    if meta["signal"]:
+        return SIGNAL_BASE + int(meta["signal"])
+    return int(meta["exit_code"] or 0) or int(status["status"] != "completed")
