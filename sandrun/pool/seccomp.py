@@ -57,13 +57,14 @@ aborts: pass addresses and sockets, not names). Certificates are read before; ss
 takes paths only, so a new certificate means a new http process.
 
 Measured (x86-64, Linux 6.18; instructions counted by the tests' interpreter):
-* size: default 288, compute 237, zygote 297, http 252 instructions (libseccomp's
-  rendering of the same job policy: 580); made in 5 ms, once per process and policy;
+* size: default 288, compute 237, zygote 297, http 252 instructions (the design's trial
+  of the job's policy had 580); made in 5 ms, once per process and policy;
 * per call in default: read, write, munmap 8, mmap 11, futex 13 or 14, clone 14,
-  fcntl 13 to 16, ioctl 14, socket 13 to 19 (libseccomp: read 13, mmap
-  19, clone 23, futex 29);
-* seccomp(2) takes 0.13 ms for each (libseccomp's program: 0.42 to 0.56 ms): the
-  kernel runs the filter once per number to fill its bitmap, so depth counts too.
+  fcntl 13 to 16, ioctl 14, socket 13 to 19 (the trial: read 13, mmap 19, clone 23,
+  futex 29);
+* seccomp(2) takes 0.13 ms for each (p50 of 40 forked children; the trial: 0.42 to
+  0.56 ms): the kernel runs the filter for every number to fill its bitmap, so depth
+  counts there too.
 """
 
 from __future__ import annotations

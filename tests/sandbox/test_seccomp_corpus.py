@@ -4,6 +4,8 @@ Runs as anybody (``no_new_privs`` makes a filter loadable); as root the programs
 run as uid 65534, as a job would be, so that root's rights do not change results.
 """
 
+# ruff: noqa: E501, T201 - programs are one line each; a child says what was wrong
+
 from __future__ import annotations
 
 import ctypes
