@@ -1,0 +1,177 @@
+// One job's log, live: WebSocket, else Server-Sent Events, else polling; one cursor for all three.
+//
+// The cursor is the last record's seq. Whatever breaks, the next attempt goes on
+// from there, and the buffer drops what it has: no line is lost or doubled.
+
+import * as api from './api.js'
+
+const BACKOFF_MS = [100, 250, 500, 1000, 2000, 3000]
+const TRANSPORTS = ['websocket', 'sse', 'polling']
+
+export class LogStream {
+  /** on: {records(list), state(name), end(event), gone(), } */
+  constructor(id, on) {
+    this.id = id
+    this.on = on
+    this.cursor = 0
+    this.transport = 0
+    this.failures = 0 // in a row, since the last record or open
+    this.unopened = 0 // of this transport, which never opened
+    this.stopped = false
+    this.abort = null
+    this.timer = 0
+    this._onOnline = () => this._retryNow()
+    addEventListener('online', this._onOnline)
+    this._connect()
+  }
+
+  stop() {
+    this.stopped = true
+    clearTimeout(this.timer)
+    this.abort?.abort()
+    removeEventListener('online', this._onOnline)
+  }
+
+  _retryNow() {
+    if (!this.timer || this.stopped) return
+    clearTimeout(this.timer)
+    this._connect()
+  }
+
+  _connect() {
+    this.timer = 0
+    this.abort = new AbortController()
+    const { signal } = this.abort
+    const attempt = { websocket: () => this._webSocket(signal), sse: () => this._sse(signal), polling: () => this._poll(signal) }
+    attempt[TRANSPORTS[this.transport]]().then(
+      () => this._again(false),
+      (error) => {
+        if (signal.aborted && this.stopped) return
+        if (error instanceof api.ApiError && [404, 410].includes(error.status)) this._gone()
+        else this._again(true)
+      },
+    )
+  }
+
+  _opened() {
+    this.failures = 0
+    this.unopened = 0
+    this.on.state('live')
+  }
+
+  async _again(failed) {
+    if (this.stopped) return
+    if (failed) this.failures++
+    this.on.state(this.failures > 0 ? 'reconnecting' : 'live')
+    const wait = BACKOFF_MS[Math.min(this.failures, BACKOFF_MS.length - 1)]
+    this.timer = setTimeout(() => this._connect(), wait)
+  }
+
+  // A transport that twice did not open although the server answers is blocked on the way.
+  async _neverOpened() {
+    this.unopened++
+    try {
+      await api.status(this.id)
+    } catch (error) {
+      if (error.status === 0) this.unopened = 0
+      throw error
+    }
+    if (this.unopened >= 2 && this.transport < TRANSPORTS.length - 1) {
+      this.transport++
+      this.unopened = 0
+    }
+    throw new Error(`${TRANSPORTS[this.transport]}: did not open`)
+  }
+
+  _take(message) {
+    if (message.event === 'end') {
+      this.stop()
+      this.on.end(message)
+      return
+    }
+    this._records([message])
+  }
+
+  _records(records) {
+    for (const record of records) if (record.seq > this.cursor) this.cursor = record.seq
+    this.failures = 0
+    this.on.records(records)
+  }
+
+  _gone() {
+    this.stop()
+    this.on.gone()
+  }
+
+  _webSocket(signal) {
+    const address = new URL(api.url(`/logs/${this.id}/stream?since=${this.cursor}`), location.href)
+    address.protocol = address.protocol.replace('http', 'ws')
+    return new Promise((resolve, reject) => {
+      const socket = new WebSocket(address)
+      let open = false
+      signal.addEventListener('abort', () => socket.close())
+      socket.onopen = () => {
+        open = true
+        this._opened()
+      }
+      socket.onmessage = (event) => this._take(JSON.parse(event.data))
+      socket.onclose = () => {
+        if (this.stopped) resolve()
+        else if (open) reject(new Error('websocket: closed'))
+        else this._neverOpened().catch(reject)
+      }
+    })
+  }
+
+  async _sse(signal) {
+    const response = await fetch(api.url(`/logs/${this.id}/stream?since=${this.cursor}`), {
+      signal, cache: 'no-store', credentials: 'omit',
+      headers: { Accept: 'text/event-stream', ...(this.cursor ? { 'Last-Event-ID': String(this.cursor) } : {}) },
+    }).catch(() => null)
+    if (response?.status === 404) throw new api.ApiError(404)
+    if (!response?.ok || !response.headers.get('Content-Type')?.startsWith('text/event-stream')) {
+      return this._neverOpened()
+    }
+    this._opened()
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+    let text = ''
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (done) throw new Error('sse: closed')
+      text += value
+      const events = text.split(/\r?\n\r?\n/)
+      text = events.pop()
+      for (const event of events) this._sseEvent(event)
+      if (this.stopped) return
+    }
+  }
+
+  _sseEvent(event) {
+    const fields = { event: '', id: '', data: '' }
+    for (const line of event.split(/\r?\n/)) {
+      const [, name, value] = /^(\w+): ?(.*)$/.exec(line) ?? []
+      if (name === 'data') fields.data += value
+      else if (name) fields[name] = value
+    }
+    if (!fields.data) return
+    const message = JSON.parse(fields.data)
+    if (fields.event && fields.event !== 'message' && !message.event) message.event = fields.event
+    if (message.seq == null && fields.id) message.seq = Number(fields.id)
+    this._take(message)
+  }
+
+  async _poll(signal) {
+    const page = await api.pollLog(this.id, this.cursor, 20, signal)
+    this.on.state('polling')
+    if (page.records?.length) this._records(page.records)
+    if (page.cursor > this.cursor) this.cursor = page.cursor
+    if (page.records?.length) return
+    const job = await api.status(this.id, signal)
+    if (['completed', 'failed'].includes(job.status)) {
+      // Once more: the last lines may have come between the two answers.
+      const last = await api.pollLog(this.id, this.cursor, 0, signal)
+      if (last.records?.length) this._records(last.records)
+      this._take({ event: 'end', status: job.status, exit_reason: job.exit_reason })
+    }
+  }
+}
