@@ -56,9 +56,7 @@ from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
 
 CPU_PERIOD_US: Final = 100_000  # the kernel's default
 SERVICE_WEIGHT: Final = 4  # CPU share of the service against all jobs together
-KILL_DEADLINE_S: Final = (
-    5.0  # for killed processes to be gone; they end in milliseconds
-)
+KILL_DEADLINE_S: Final = 5.0  # for killed processes to be gone; they end in milliseconds
 ROOM_FOR_FDS: Final = 12  # a message carries 16 descriptors, 4 are for other things
 
 CURE_DELEGATE: Final = (
@@ -116,9 +114,7 @@ class GroupNode(Node):  # type: ignore[misc]
     "cpu,cpuacct" on many hosts and anything in a container.
     """
 
-    def __init__(
-        self, name: str, controller: str, parent: GroupNode | None = None
-    ) -> None:
+    def __init__(self, name: str, controller: str, parent: GroupNode | None = None) -> None:
         self._told = controller.encode()
         super().__init__(name, parent)
         # cgroupspy joins the whole path at every access, which is 10 µs.
@@ -154,9 +150,7 @@ V1_FILES: Final = (
     ControlFile("attach.cpu", "cpu", "tasks", _WRITE),
     ControlFile("memory.limit_in_bytes", "memory", "memory.limit_in_bytes", _BOTH),
     ControlFile("pids.max", "pids", "pids.max", _BOTH),
-    ControlFile(
-        "memory.max_usage_in_bytes", "memory", "memory.max_usage_in_bytes", _BOTH
-    ),
+    ControlFile("memory.max_usage_in_bytes", "memory", "memory.max_usage_in_bytes", _BOTH),
     ControlFile("memory.oom_control", "memory", "memory.oom_control", _READ),
     ControlFile("pids.events", "pids", "pids.events", _READ),
 )
@@ -221,9 +215,7 @@ class JobGroup:
             else f"{nodes['unified'].directory}/memory.current"
         )
 
-    def control_files(
-        self, room: int = ROOM_FOR_FDS
-    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    def control_files(self, room: int = ROOM_FOR_FDS) -> tuple[tuple[str, ...], tuple[int, ...]]:
         """Names and descriptors for PID 1's ``GroupFiles``, at most ``room`` of them.
 
         The descriptors stay ours: they are to be sent, not closed.
@@ -262,7 +254,7 @@ class JobGroup:
             return False
         try:
             self._set_peak_back()
-            self._write_defaults()
+            self.write_defaults()
         except OSError:
             return False
         return True
@@ -285,7 +277,8 @@ class JobGroup:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._files["oom.event"])
 
-    def _write_defaults(self) -> None:
+    def write_defaults(self) -> None:
+        """Write the default limits of memory and processes. Raises OSError."""
         memory = self._files.get("memory.max", self._files.get("memory.limit_in_bytes"))
         assert memory is not None  # both tables have one
         os.pwrite(memory, b"%d" % self._defaults.memory_bytes, 0)
@@ -378,10 +371,8 @@ class Hierarchy:
                 self._create_v2(caps or self._host_caps())
         except OSError as error:
             self._withdraw()
-            cure = CURE_CONTAINER if error.errno == errno.EROFS else CURE_DELEGATE
-            raise HostError(
-                f"cgroup {error.filename}: {error.strerror}", cure
-            ) from error
+            what = f"cgroup {error.filename}: {error.strerror}"
+            raise HostError(what, _cure(error)) from error
         except HostError:
             self._withdraw()
             raise
@@ -443,9 +434,7 @@ class Hierarchy:
         jobs, service = top.child("jobs"), top.child("service")
         os.mkdir(jobs.directory)
         jobs.controller.subtree_control = control
-        if os.path.exists(
-            f"{top.directory}/memory.swap.max"
-        ):  # absent without swap accounting
+        if os.path.exists(f"{top.directory}/memory.swap.max"):  # absent without swap accounting
             top.controller.swap_max = 0
         for node in (top, service):  # protection reaches only as far as every parent's
             node.controller.memory_low = caps.service_memory_bytes
@@ -486,9 +475,7 @@ class Hierarchy:
         if lacking:
             what = f"cgroup controllers {', '.join(sorted(lacking))} are not handed on to {own}"
             raise HostError(what, CURE_DELEGATE)
-        raise HostError(
-            f"cgroup {own} cannot hand on controllers ({first_failure})", CURE_DELEGATE
-        )
+        raise HostError(f"cgroup {own} cannot hand on controllers ({first_failure})", CURE_DELEGATE)
 
     def _make_top(self, hierarchy: str, home: str) -> None:
         top = GroupNode(f"{home}/{self.name}", hierarchy)
@@ -510,9 +497,7 @@ class Hierarchy:
         if self.version == 1:
             memory = min(
                 memory,
-                int(
-                    _table(f"{own['memory']}/memory.stat")["hierarchical_memory_limit"]
-                ),
+                int(_table(f"{own['memory']}/memory.stat")["hierarchical_memory_limit"]),
             )
         else:
             memory = min(
@@ -531,31 +516,25 @@ class Hierarchy:
 
     def create_slot(self, slot: int) -> JobGroup:
         """Make the group of one sandbox slot, with the default limits. Raises SetupError."""
-        nodes = {
-            name: top.child("jobs").child(str(slot)) for name, top in self._tops.items()
-        }
+        nodes = {name: top.child("jobs").child(str(slot)) for name, top in self._tops.items()}
         files: dict[str, int] = {}
         group = JobGroup(slot, nodes, files, self._defaults)
         try:
             for node in nodes.values():
                 os.mkdir(node.directory)
             self._open_files(nodes, files)
-            group._write_defaults()
+            group.write_defaults()
             self._limit_cpu(nodes)
         except OSError as error:
             group.destroy()
-            raise SetupError(
-                "cgroup", error.errno or 0, str(error.filename or "limits")
-            ) from error
+            raise SetupError("cgroup", error.errno or 0, str(error.filename or "limits")) from error
         return group
 
     def _open_files(self, nodes: dict[str, GroupNode], files: dict[str, int]) -> None:
         directories = {name: node.directory for name, node in nodes.items()}
         for entry in self._files:
             if entry.name == "pids.peak" and self.version == 1:
-                files["oom.event"] = _oom_event(
-                    directories["memory"], files["memory.oom_control"]
-                )
+                files["oom.event"] = _oom_event(directories["memory"], files["memory.oom_control"])
             path = f"{directories[entry.hierarchy]}/{entry.file}"
             try:
                 files[entry.name] = os.open(path, entry.flags | os.O_CLOEXEC)
@@ -597,9 +576,7 @@ class Hierarchy:
             with contextlib.suppress(OSError):
                 if self.version == 2:
                     # The kernel lets nobody into a group that hands controllers on.
-                    _write(
-                        f"{top.directory}/cgroup.subtree_control", "-memory -pids -cpu"
-                    )
+                    _write(f"{top.directory}/cgroup.subtree_control", "-memory -pids -cpu")
                     if self._handed_on:
                         _write(f"{home}/cgroup.subtree_control", "-memory -pids -cpu")
             with contextlib.suppress(OSError):
@@ -748,14 +725,18 @@ def _limits_upwards(own: str, ceiling: str) -> list[int]:
     """The memory limits set on ``own`` and above, in bytes."""
     found = []
     for directory in _upwards(own, ceiling):
-        with contextlib.suppress(
-            OSError, ValueError
-        ):  # the root has none, others say "max"
+        with contextlib.suppress(OSError, ValueError):  # the root has none, others say "max"
             found.append(int(Path(f"{directory}/memory.max").read_text()))
     return found
 
 
 # ── files ────────────────────────────────────────────────────────────────────
+
+
+def _cure(error: OSError) -> str:
+    if os.geteuid() != 0:
+        return "run as root"
+    return CURE_CONTAINER if error.errno == errno.EROFS else CURE_DELEGATE
 
 
 def _write(path: str, text: str) -> None:
@@ -782,10 +763,8 @@ def _words(path: str) -> set[str]:
 
 
 def _table(path: str) -> dict[str, str]:
-    """ "key value" lines, as in memory.stat and /proc/meminfo."""
-    rows = (
-        line.replace(":", " ").split() for line in Path(path).read_text().splitlines()
-    )
+    """Lines of "key value", as in memory.stat and /proc/meminfo."""
+    rows = (line.replace(":", " ").split() for line in Path(path).read_text().splitlines())
     return {row[0]: row[1] for row in rows if len(row) > 1}
 
 

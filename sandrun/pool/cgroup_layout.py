@@ -21,7 +21,9 @@ from sandrun.errors import HostError
 CONTROLLERS: Final = ("memory", "pids", "cpu")
 
 CURE_CONTAINER: Final = "in a container: start it with --privileged or with a writable /sys/fs/cgroup and --cgroupns=private"
-CURE_MEMORY: Final = "boot with cgroup_enable=memory (some ARM boards switch it off), or mount the controllers"
+CURE_MEMORY: Final = (
+    "boot with cgroup_enable=memory (some ARM boards switch it off), or mount the controllers"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +66,7 @@ def find(mountinfo: str, self_cgroup: str) -> Layout:
         return Layout(2, {"unified": unified[0]}, None, {"unified": unified[1]})
     if not mounts:
         raise HostError("no cgroup file system is mounted", CURE_CONTAINER)
-    raise HostError(
-        f"cgroup controllers not mounted: {', '.join(missing)}", CURE_MEMORY
-    )
+    raise HostError(f"cgroup controllers not mounted: {', '.join(missing)}", CURE_MEMORY)
 
 
 def parse_mounts(mountinfo: str) -> list[Mount]:
@@ -75,12 +75,7 @@ def parse_mounts(mountinfo: str) -> list[Mount]:
     for line in mountinfo.splitlines():
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
-        if (
-            not separator
-            or len(fields) < 6
-            or len(tail) < 3
-            or not tail[0].startswith("cgroup")
-        ):
+        if not separator or len(fields) < 6 or len(tail) < 3 or not tail[0].startswith("cgroup"):
             continue
         version: Literal[1, 2] = 2 if tail[0] == "cgroup2" else 1
         options = frozenset(tail[2].split(","))

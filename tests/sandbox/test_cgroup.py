@@ -38,7 +38,7 @@ def run(body: Callable[[], object]) -> int:
     """The exit status for a fork: 0, or 1 after printing the exception."""
     try:
         body()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  # a fork of pytest must never return into it
         traceback.print_exc()
         return 1
     return 0
@@ -231,9 +231,7 @@ def test_a_reset_group_starts_at_zero(parked: Callable[[GroupFiles], int]) -> No
         assert again.oom_kills() == again.fork_refusals() == 0
         assert again.cpu_seconds() < 0.05
         assert again.memory_peak() < 8 * MIB
-        assert run_job(again, lambda: bytearray(48 * MIB)) == 0, (
-            "the default limit is back"
-        )
+        assert run_job(again, lambda: bytearray(48 * MIB)) == 0, "the default limit is back"
         assert again.processes_peak() <= 8
 
     supervise(body)
@@ -253,16 +251,17 @@ def test_kill_ends_a_whole_tree() -> None:
     def body(hierarchy: Hierarchy) -> None:
         group = hierarchy.create_slot(0)
         files = files_of(group)
-        run_job(files, lambda: [spawn_sleeper() for _ in range(4)])
+        run_job(files, spawn_sleepers)
         assert len(group.processes()) == 4
         pidfds = [os.pidfd_open(pid) for pid in group.processes()]
         group.kill()
         for fd in pidfds:
             assert select.select([fd], [], [], 5.0)[0]
 
-    def spawn_sleeper() -> None:
-        if os.fork() == 0:
-            signal.pause()
+    def spawn_sleepers() -> None:
+        for _ in range(4):
+            if os.fork() == 0:
+                signal.pause()
 
     supervise(body)
 
@@ -297,10 +296,7 @@ def test_nothing_of_ours_may_swap() -> None:
     def body(hierarchy: Hierarchy) -> None:
         group = hierarchy.create_slot(0)
         if hierarchy.version == 1:
-            assert (
-                Path(f"{group.directory('memory')}/memory.swappiness").read_text()
-                == "0\n"
-            )
+            assert Path(f"{group.directory('memory')}/memory.swappiness").read_text() == "0\n"
         else:
             top = Path(group.directory("unified")).parent.parent
             assert (top / "memory.swap.max").read_text() == "0\n"
@@ -344,9 +340,7 @@ def test_a_living_supervisor_is_not_swept() -> None:
 
 def test_v2_nests_in_a_group_that_it_has_for_itself() -> None:
     """The normal deployment: a unit with Delegate=yes, a container's first process."""
-    layout = find(
-        Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text()
-    )
+    layout = find(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     if layout.version == 1:
         pytest.skip("v1 has no such rule")
     mount = Path(layout.ceilings["unified"])
@@ -356,8 +350,7 @@ def test_v2_nests_in_a_group_that_it_has_for_itself() -> None:
             Path(layout.directories["unified"]),
             *Path(layout.directories["unified"]).parents,
         )
-        if {"memory", "pids", "cpu"}
-        <= set((path / "cgroup.subtree_control").read_text().split())
+        if {"memory", "pids", "cpu"} <= set((path / "cgroup.subtree_control").read_text().split())
     )
     assert home.is_relative_to(mount)
     own = home / f"sandrun-test-{os.getpid()}"

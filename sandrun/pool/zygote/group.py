@@ -29,16 +29,12 @@ _TABLE_BYTES = 1024  # "key value" lines; memory.events is the longest with 120
 class GroupFiles:
     """Owns the descriptors it is given. ``names`` and ``fds`` go together."""
 
-    def __init__(
-        self, names: tuple[str, ...], fds: tuple[int, ...] | list[int]
-    ) -> None:
+    def __init__(self, names: tuple[str, ...], fds: tuple[int, ...] | list[int]) -> None:
         if len(names) != len(fds):
             raise ValueError(f"{len(names)} control files, {len(fds)} descriptors")
         files = dict(zip(names, fds, strict=True))
         self._fds = tuple(fds)
-        self._attach = tuple(
-            fd for name, fd in files.items() if name.startswith("attach.")
-        )
+        self._attach = tuple(fd for name, fd in files.items() if name.startswith("attach."))
         self._memory_max = _needed(files, "memory.max", "memory.limit_in_bytes")
         self._memory_peak = _either(files, "memory.peak", "memory.max_usage_in_bytes")
         self._memory_now = _either(files, "memory.current", "memory.usage_in_bytes")

@@ -86,11 +86,7 @@ def test_attach_writes_zero_everywhere(tmp_path: Path) -> None:
 def test_limits_are_written(fake: Fake) -> None:
     fake.group.set_memory(1 << 20)
     fake.group.set_processes(12)
-    written = (
-        "memory.max"
-        if (fake.directory / "memory.max").exists()
-        else "memory.limit_in_bytes"
-    )
+    written = "memory.max" if (fake.directory / "memory.max").exists() else "memory.limit_in_bytes"
     assert fake[written] == "1048576"
     assert fake["pids.max"].startswith("12")
 
@@ -118,9 +114,7 @@ def test_processes_peak_is_the_limit_after_a_refused_fork(fake: Fake) -> None:
 
 
 def test_without_a_peak_file_the_usage_seen_stands_in(tmp_path: Path) -> None:
-    fake = Fake(
-        tmp_path, {name: text for name, text in V2.items() if name != "memory.peak"}
-    )
+    fake = Fake(tmp_path, {name: text for name, text in V2.items() if name != "memory.peak"})
     assert fake.group.memory_peak() == 4000
     fake["memory.current"] = "10\n"
     assert fake.group.memory_peak() == 4000
@@ -161,12 +155,8 @@ def test_names_and_descriptors_go_together() -> None:
         GroupFiles(("pids.max",), ())
 
 
-@pytest.mark.parametrize(
-    "missing", ["memory.max", "pids.max", "memory.events", "cpu.stat"]
-)
-def test_a_group_without_what_enforces_limits_is_refused(
-    tmp_path: Path, missing: str
-) -> None:
+@pytest.mark.parametrize("missing", ["memory.max", "pids.max", "memory.events", "cpu.stat"])
+def test_a_group_without_what_enforces_limits_is_refused(tmp_path: Path, missing: str) -> None:
     with pytest.raises(ValueError, match="no control file"):
         Fake(tmp_path, {name: text for name, text in V2.items() if name != missing})
 

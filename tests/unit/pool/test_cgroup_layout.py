@@ -23,9 +23,7 @@ UNIFIED = "50 31 0:50 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 def test_v2() -> None:
     layout = find(V2, "0::/system.slice/sandrun.service\n")
     assert layout.version == 2
-    assert layout.directories == {
-        "unified": "/sys/fs/cgroup/system.slice/sandrun.service"
-    }
+    assert layout.directories == {"unified": "/sys/fs/cgroup/system.slice/sandrun.service"}
     assert layout.ceilings == {"unified": "/sys/fs/cgroup"}
     assert layout.companion is None
 
@@ -48,9 +46,7 @@ def test_v1_with_a_hierarchy_each() -> None:
 
 def test_v1_with_cpu_and_cpuacct_in_one_hierarchy() -> None:
     directories = find(TOGETHER, "3:cpu,cpuacct:/x\n2:memory:/\n1:pids:/\n").directories
-    assert (
-        directories["cpu"] == directories["cpuacct"] == "/sys/fs/cgroup/cpu,cpuacct/x"
-    )
+    assert directories["cpu"] == directories["cpuacct"] == "/sys/fs/cgroup/cpu,cpuacct/x"
 
 
 def test_hybrid_has_a_companion() -> None:
@@ -63,13 +59,8 @@ def test_hybrid_has_a_companion() -> None:
 def test_a_container_without_a_cgroup_namespace_sees_the_host_s_path() -> None:
     mount = "35 24 0:30 /docker/abc /sys/fs/cgroup rw - cgroup2 cgroup rw\n"
     assert find(mount, "0::/docker/abc\n").directories["unified"] == "/sys/fs/cgroup"
-    assert (
-        find(mount, "0::/docker/abc/x\n").directories["unified"] == "/sys/fs/cgroup/x"
-    )
-    assert (
-        find(mount, "0::/docker/abcd\n").directories["unified"]
-        == "/sys/fs/cgroup/docker/abcd"
-    )
+    assert find(mount, "0::/docker/abc/x\n").directories["unified"] == "/sys/fs/cgroup/x"
+    assert find(mount, "0::/docker/abcd\n").directories["unified"] == "/sys/fs/cgroup/docker/abcd"
 
 
 def test_a_mount_point_with_a_space_is_unescaped() -> None:
@@ -99,9 +90,7 @@ def test_other_mounts_and_broken_lines_are_passed_over() -> None:
         ),
     ],
 )
-def test_what_is_missing_is_named_with_a_cure(
-    mountinfo: str, groups: str, named: str
-) -> None:
+def test_what_is_missing_is_named_with_a_cure(mountinfo: str, groups: str, named: str) -> None:
     with pytest.raises(HostError, match=named) as caught:
         find(mountinfo, groups)
     assert caught.value.cure

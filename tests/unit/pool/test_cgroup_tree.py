@@ -64,9 +64,7 @@ class FakeKernel:
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
-        self.refuse: dict[
-            str, int
-        ] = {}  # end of a path that may not be written → errno
+        self.refuse: dict[str, int] = {}  # end of a path that may not be written → errno
         self._mkdir, self._rmdir, self._write = os.mkdir, os.rmdir, cgroup._write
         monkeypatch.setattr(os, "mkdir", self.mkdir)
         monkeypatch.setattr(os, "rmdir", self.rmdir)
@@ -75,9 +73,7 @@ class FakeKernel:
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         self._mkdir(path, mode)
         hierarchy = Path(path).relative_to(self.root).parts[0]
-        for name, text in (
-            FILES[hierarchy] | {"cgroup.procs": "", "tasks": ""}
-        ).items():
+        for name, text in (FILES[hierarchy] | {"cgroup.procs": "", "tasks": ""}).items():
             Path(path, name).write_text(text)
 
     def rmdir(self, path: str) -> None:
@@ -94,9 +90,7 @@ class FakeKernel:
                 raise OSError(number, os.strerror(number), path)
         self._write(path, text)
 
-    def layout(
-        self, version: int, *hierarchies: str, companion: bool = False
-    ) -> Layout:
+    def layout(self, version: int, *hierarchies: str, companion: bool = False) -> Layout:
         for name in (*hierarchies, *(("unified",) if companion else ())):
             os.mkdir(str(self.root / name))
             os.mkdir(str(self.root / name / "own"))
@@ -161,9 +155,7 @@ def test_v2_slot_has_all_limits(kernel: FakeKernel) -> None:
 def test_v1_slot_has_all_limits(kernel: FakeKernel) -> None:
     hierarchy = v1(kernel)
     group = hierarchy.create_slot(0)
-    assert Path(group.directory("memory"), "memory.limit_in_bytes").read_text() == str(
-        64 * MIB
-    )
+    assert Path(group.directory("memory"), "memory.limit_in_bytes").read_text() == str(64 * MIB)
     assert Path(group.directory("pids"), "pids.max").read_text() == "8"
     assert Path(group.directory("cpu"), "cpu.cfs_quota_us").read_text() == "150000"
     top = kernel.root / "memory/own" / hierarchy.name
@@ -207,9 +199,7 @@ def test_a_message_has_room_for_the_descriptors(kernel: FakeKernel) -> None:
     names, fds = group.control_files()
     assert len(names) == len(fds) == len(set(fds)) <= cgroup.ROOM_FOR_FDS
     fewer, _ = group.control_files(room=11)
-    assert set(names) - set(fewer) == {"pids.peak"}, (
-        "what can be done without goes first"
-    )
+    assert set(names) - set(fewer) == {"pids.peak"}, "what can be done without goes first"
     group.close()
 
 
@@ -243,17 +233,13 @@ def test_a_group_that_cannot_hand_on_is_named_with_the_cure(kernel: FakeKernel) 
     kernel.refuse = {"own/cgroup.subtree_control": errno.EBUSY}
     with pytest.raises(HostError, match="Device or resource busy.*Delegate=yes"):
         Hierarchy(layout, LIMITS, 1.0).create(CAPS)
-    assert [
-        path for path in (kernel.root / "unified/own").iterdir() if path.is_dir()
-    ] == []
+    assert [path for path in (kernel.root / "unified/own").iterdir() if path.is_dir()] == []
 
 
 def test_a_missing_controller_is_named_with_the_cure(kernel: FakeKernel) -> None:
     layout = kernel.layout(2, "unified")
     (kernel.root / "unified/own/cgroup.controllers").write_text("memory pids\n")
-    with pytest.raises(
-        HostError, match="controllers cpu are not handed on.*Delegate=yes"
-    ):
+    with pytest.raises(HostError, match="controllers cpu are not handed on.*Delegate=yes"):
         Hierarchy(layout, LIMITS, 1.0).create(CAPS)
 
 
