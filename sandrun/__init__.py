@@ -1,1 +1,57 @@
+"""sandrun runs other people's code, anonymously and safely, at function-call speed.
+
+Theory of operation
+===================
+
+A **supervisor** (root) starts one **http** process (no privileges, its own system
+call filter) and, for each environment, one **spawner** (root only inside a user
+namespace of its own). Spawners clone **zygotes**: sandboxes that are complete
+before anybody asks for one. A zygote is PID 1 of its own pid, mount, net, ipc,
+uts and user namespaces, with a tmpfs and a control group; in it waits one parked
+process, already under the job's uid, without capabilities, under its filter, in
+its group, blocked on one read.
+
+::
+
+    client ─▶ http ─▶ queue ─▶ lease ═Dispatch═▶ PID 1 ─go─▶ parked process = the job
+    client ◀─ http ◀─ log and outputs (shared memory) ◀═Result═ PID 1
+
+Zygotes are leased to http ahead of time, so a job costs one datagram to PID 1 and
+one to the parked process. The supervisor hears of it afterwards and refills. A
+zygote serves one job and is gone; nothing that one job left can meet the next.
+
+Who may parse what
+------------------
+
+=============  ===========================  =====================================
+process        runs as                      parses
+=============  ===========================  =====================================
+supervisor     root                         nothing that a client or job wrote
+spawner        root of a user namespace     nothing that a client or job wrote
+http           a uid of its own, confined   HTTP, multipart, JSON
+PID 1          uid P, confined              messages of http; its child's report
+unpack child   uid J, confined as the job   archives and the job.json in them
+job            uid J, confined              whatever it likes
+=============  ===========================  =====================================
+
+What http could do if it were taken over: run jobs, read the jobs it holds, lie to
+their owners. It cannot open a file, start a program, reach the network or exceed
+the limits that PID 1 and the supervisor know from the configuration.
+
+What a job could do if it broke PID 1: kill itself, lie about itself, fill its own
+log and outputs. PID 1 has no capability, no other uid's processes and no
+descriptor but this sandbox's.
+
+Where to read on
+----------------
+
+``job.py`` (the nouns), ``messages.py`` (what they tell each other),
+``pool/lifecycle.py`` (a zygote's life), ``pool/zygote/boot.py`` (how a sandbox is
+made), ``pool/zygote/serve.py`` (how a job runs in it), ``http/app.py``.
+
+Three folders, three privileges: ``http/`` runs as nobody, ``pool/`` as root,
+``pool/zygote/`` inside the sandbox. Modules directly in ``sandrun/`` are the shared
+vocabulary and the supervisor.
+"""
+
 __version__ = "0.1.0"

@@ -228,7 +228,7 @@ class Supervisor:
             self.loop.add_signal_handler(number, self._on_stop_signal)
         programs = {
             "default": seccomp.job_program("default"),
-            "compute": seccomp.job_program("compute"),
+            "compute": seccomp.job_program("compute_exec"),  # no warm interpreter under it yet
             "zygote": seccomp.zygote_program(),
         }
         uid = self.config.pool.uid_base + HTTP_UID_OFFSET

@@ -1,0 +1,1 @@
+"""Sandboxes: made, kept ready, ended. Runs as: root (supervisor, spawners)."""

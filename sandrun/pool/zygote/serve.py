@@ -37,17 +37,16 @@ from sandrun.messages import (
     Result,
     Started,
     ToZygote,
-    UploadPart,
 )
 from sandrun.pool import mounts
 from sandrun.pool.verdict import Facts, decide
-from sandrun.pool.zygote import child, collect, unpack
+from sandrun.pool.zygote import child, collect, resolve, unpack
 
 if TYPE_CHECKING:
     from sandrun.pool.zygote.boot import Boot
 
 UNPACK_TIMEOUT_S: Final = 60.0  # 100 MB of gzip take about a second
-REPORT_MAX_BYTES: Final = 4 * 1024 * 1024  # of the unpacking child
+REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 KiB at most
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
 MAX_OUTPUT_FILES: Final = 10_000
@@ -102,6 +101,7 @@ class Init:
         self.outputs_fd = b.outputs_fd
         self.confinement = b.confinement
         self.parked: child.Process | None = b.parked
+        self.parked_tasks = b.group.processes_now()
         self.log = LogWriter(b.log_fd, b.plan.max_limits.log_bytes)
         b.http.setblocking(False)
         self.http: Channel[FromZygote, ToZygote] = Channel(b.http, ToZygote)
@@ -239,18 +239,7 @@ class Init:
             unpack.write_file(self.work_fd, file.path, file.data, executable=file.executable)
         if not fds:
             return dispatch.spec
-        parts = msgspec.msgpack.decode(
-            os.pread(fds[0], dispatch.index_size, dispatch.index_offset), type=list[UploadPart]
-        )
-        job = unpack.Upload(
-            fd=fds[0],
-            parts=parts,
-            work_fd=self.work_fd,
-            max_files=self.plan.max_files,
-            max_bytes=dispatch.spec.limits.storage_bytes,
-        )
-        report = self._unpack(dispatch, job)
-        spec = report.spec
+        spec = self._unpack(dispatch, fds[0])
         self._check_limits(msgspec.structs.replace(spec, environment=self.plan.environment))
         if (
             spec.environment != self.plan.environment
@@ -259,31 +248,24 @@ class Init:
             raise _Elsewhere(spec)
         return spec
 
-    def _unpack(self, dispatch: Dispatch, upload: unpack.Upload) -> unpack.Unpacked:
+    def _unpack(self, dispatch: Dispatch, upload_fd: int) -> JobSpec:
         """Let a child under the job's uid, limits and filter open the archives."""
-
-        def work() -> unpack.Unpacked | unpack.Refused:
-            return unpack.unpack_and_resolve(
-                upload,
-                dispatch.spec,
-                dispatch.manifest_given,
-                self.plan.interpreters,
-                self.plan.known_environments,
-                self.plan.default_limits,
-                self.plan.max_limits,
-            )
-
         report = bytearray()
-        confinement = self._late_confinement("default", (upload_fd, self.work_fd))
         process = child.fork_confined(
-            child.LATE_STEPS, confinement, child.report_through_stdout(work)
+            child.LATE_STEPS,
+            self._late_confinement("default", (upload_fd, self.work_fd)),
+            child.report_through_stdout(
+                lambda: resolve.resolve(
+                    self.plan, dispatch, child.KEPT_FD, child.KEPT_FD + 1
+                )
+            ),
         )
         process.await_ready()
 
         def sink(_: int, data: bytes) -> None:
             report.extend(data)
             if len(report) > REPORT_MAX_BYTES:
-                raise Over(_upload_error("the upload has too many files"))
+                raise Over(_upload_error("the upload's job.json is too large"))
 
         outcome = self._supervise(process, sink, UNPACK_TIMEOUT_S, dispatch.spec.limits.cpu_seconds)
         if outcome.cancelled:
@@ -292,15 +274,13 @@ class Init:
             raise Over(_upload_error("unpacking took more memory than the job may use"))
         if outcome.timed_out or outcome.cpu_exceeded:
             raise Over(_upload_error("unpacking took too long"))
-        if not outcome.clean:
-            raise Over(_upload_error("the archive could not be unpacked"))
         try:
-            answer = msgspec.msgpack.decode(report, type=unpack.Unpacked | unpack.Refused)
+            answer = msgspec.msgpack.decode(report, type=resolve.Answer)
         except (msgspec.DecodeError, RecursionError):
             raise Over(_upload_error("the archive could not be unpacked")) from None
-        if isinstance(answer, unpack.Refused):
+        if isinstance(answer, resolve.Refused):
             raise Over(_upload_error(answer.reason))
-        return answer
+        return answer.spec
 
     def _set_limits(self, spec: JobSpec) -> None:
         limits, default = spec.limits, self.plan.default_limits
@@ -324,9 +304,7 @@ class Init:
         self._send(Started(spec=spec, build=True))
         process = self._late("default")
         go = self._go(spec, path="/bin/sh", argv=("sh", "-c", spec.build or ""))
-        outcome = self._run(process, go, spec, b"")
-        self._kill_everything(keep=self.parked.pid if self.parked else None)
-        return outcome
+        return self._run(process, go, spec, b"")
 
     # ── the entrypoint ───────────────────────────────────────────────────────
 
@@ -485,8 +463,7 @@ class Init:
             self._nudge()
         outcome.wall_time_s = time.monotonic() - start
         outcome.cancelled = self.cancelled
-        keep = self.parked.pid if self.parked else None
-        self._kill_everything(keep=keep, wait_for=process.pid)
+        self._end_of(process)
         for fd in tuple(streams):
             self._drain(fd, streams, sink, to_the_end=True)
         if feed:
@@ -563,43 +540,41 @@ class Init:
 
     # ── the end ──────────────────────────────────────────────────────────────
 
-    def _kill_everything(self, keep: int | None = None, wait_for: int | None = None) -> None:
-        """No process but PID 1 (and ``keep``, which is still parked) survives.
+    def _kill_everything(self) -> None:
+        """No process but PID 1 survives.
 
         kill(-1) from PID 1 reaches all others in one step under the kernel's task
-        lock, so nothing can fork its way out. A parked process is spared by naming
-        the rest: it has run nothing of the job.
+        lock, so nothing can fork its way out.
         """
-        if keep is None:
-            try:
-                os.kill(-1, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-            self._reap(block=True)
-            return
-        while others := self._others(keep):
-            for pid in others:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            self._reap()
-            if wait_for is not None and wait_for not in self._statuses:
-                self._wait_one(wait_for)
-
-    def _others(self, keep: int) -> list[int]:
-        return [
-            int(name)
-            for name in os.listdir("/proc")
-            if name.isdigit() and int(name) not in (1, keep)
-        ]
-
-    def _wait_one(self, pid: int) -> None:
         try:
-            _, status = os.waitpid(pid, 0)
-        except ChildProcessError:
+            os.kill(-1, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._reap(block=True)
+
+    def _end_of(self, process: child.Process) -> None:
+        """See that nothing of ``process`` is left, and spare the parked one if we can.
+
+        Unpacking and building come before the entrypoint, which should find its warm
+        interpreter. The group tells whether the parked process is alone again; if
+        anything else is in there, or hides, everything goes and the start is cold.
+        """
+        if self.parked is None:
+            self._kill_everything()
             return
-        self._statuses[pid] = status
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        while process.pid not in self._statuses:
+            pid, status = os.waitpid(-1, 0)
+            self._statuses[pid] = status
+        self._reap()
+        if self.group.processes_now() != self.parked_tasks:
+            process_of_job, self.parked = self.parked, None
+            self._kill_everything()
+            close_all([process_of_job.stdin, process_of_job.stdout, process_of_job.stderr])
+            process_of_job.go.close()
 
     def _reap(self, *, block: bool = False) -> None:
         """Collect the dead: our children, and orphans that became ours."""

@@ -1,0 +1,15 @@
+"""Fixtures for all tests. A real server needs root; without it those tests say so."""
+
+import os
+
+import pytest
+import servers
+
+
+@pytest.fixture(scope="session")
+def server():
+    """One server for all tests that do not need their own, without rate limits."""
+    if os.geteuid() != 0:
+        pytest.skip("a real server needs root")
+    with servers.running() as found:
+        yield found
