@@ -60,13 +60,15 @@ _RUNTIME_FILES: Final = ("warm_python.py", "warm_node.js")
 # ── 1. the root file system ──────────────────────────────────────────────────
 
 
-def _private_namespaces() -> None:
+def private_namespaces() -> None:
+    """Mounts, System V IPC and host name of our own."""
     libc.unshare(CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS)
     # systemd mounts / shared: without this our mounts would appear on the host.
     libc.mount("none", "/", "none", MS.REC | MS.PRIVATE)
 
 
-def _top_level() -> list[tuple[str, str]]:
+def top_level() -> list[tuple[str, str]]:
+    """For :func:`mounts.plan`: what this host has at ``/``."""
     found = []
     for name in mounts.TOP_LEVEL:
         path = f"/{name}"
@@ -80,15 +82,15 @@ def _top_level() -> list[tuple[str, str]]:
 def _plan(prepare: Prepare) -> tuple[mounts.Entry, ...]:
     zygote_dir = Path(boot.__file__).parent
     return mounts.plan(
-        _top_level(),
+        top_level(),
         [name for name in mounts.ETC_COPIED if os.path.exists(f"/etc/{name}")],
         prepare.environment_dir,
         [(name, (zygote_dir / name).read_bytes()) for name in _RUNTIME_FILES],
     )
 
 
-def _build_root(prepare: Prepare) -> None:
-    entries = _plan(prepare)
+def build_root(entries: tuple[mounts.Entry, ...]) -> None:
+    """Make the tree of ``entries`` at :data:`_NEW_ROOT`."""
     # Copies of the trees are taken first: the new root hides some of the host.
     trees = {
         entry.path: _bindable(entry.source) for entry in entries if isinstance(entry, mounts.Bind)
@@ -164,7 +166,7 @@ def _write(path: str, content: bytes, mode: int) -> None:
         file.write(content)
 
 
-def _move_in() -> None:
+def move_in() -> None:
     """pivot_root onto the new root; the host's tree is gone from our sight.
 
     A fully visible proc must stay in our mount namespace: without one the kernel
@@ -319,9 +321,9 @@ def spawn(
 def prepare_root(prepare: Prepare) -> None:
     """Steps 1 and 2. Raises :class:`SetupError` naming the step."""
     for name, step in (
-        ("private_namespaces", _private_namespaces),
-        ("build_root", lambda: _build_root(prepare)),
-        ("move_in", _move_in),
+        ("private_namespaces", private_namespaces),
+        ("build_root", lambda: build_root(_plan(prepare))),
+        ("move_in", move_in),
         ("user_namespace", lambda: _enter_user_namespace(prepare.uid_base)),
     ):
         try:
