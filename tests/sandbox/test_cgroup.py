@@ -26,6 +26,8 @@ from sandrun.pool.cgroup import (
     remove_tree,
 )
 from sandrun.pool.cgroup_layout import find
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import CLONE
 from sandrun.pool.zygote.group import GroupFiles
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="control groups need root")
@@ -137,6 +139,31 @@ def test_a_process_attaches_itself_and_is_seen() -> None:
         assert group.processes() == ()
 
     def check_inside(group: JobGroup) -> None:
+        assert group.processes() == (os.getpid(),)
+
+    supervise(body)
+
+
+def test_a_process_without_rights_attaches_itself_through_the_descriptors() -> None:
+    """The kernel asks for the rights of who opened the file (Linux 5.16, CVE-2021-4197)."""
+
+    def body(hierarchy: Hierarchy) -> None:
+        group = hierarchy.create_slot(0)
+        assert run_confined(files_of(group), lambda: check(group)) == 0
+
+    def run_confined(files: GroupFiles, then: Callable[[], None]) -> int:
+        def job() -> None:
+            libc.unshare(CLONE.NEWCGROUP)
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            libc.unshare(CLONE.NEWUSER)
+            files.attach_self()
+            then()
+
+        return in_child(job)
+
+    def check(group: JobGroup) -> None:
         assert group.processes() == (os.getpid(),)
 
     supervise(body)
