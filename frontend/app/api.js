@@ -57,7 +57,7 @@ export const remove = (id) => request(`/jobs/${id}`, { method: 'DELETE' })
 export const validate = (body) =>
   json('/validate', { method: 'POST', body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } })
 export const rawLog = async (id) => (await request(`/logs/${id}`, { accept: 'text/plain' })).blob()
-export const pollLog = (id, cursor, wait, signal) => json(`/logs/${id}?since=${cursor}&wait=${wait}`, { signal })
+export const pollLog = (id, cursor, wait, signal) => json(`/logs/${id}?records=1&since=${cursor}&wait=${wait}`, { signal })
 
 export const filePath = (id, path) => `/download/${id}/${encodePath(path)}`
 

@@ -95,7 +95,7 @@ const STATE = { queued: 'queued', running: 'running', completed: 'completed', fa
 const historyDialog = () => html`<${Dialog} title="Jobs of this tab" onClose=${close}>
   ${history.value.length === 0 ? html`<p class="quiet-state">No job yet. Closing the tab forgets this list.</p>` : html`<div>
     <ul class="history">${history.value.map((entry) => html`<li key=${entry.id}>
-      <span class=${['lamp', entry.state]} aria-hidden="true"></span>
+      <span class=${['lamp', entry.exit_reason === 'cancelled' ? 'gone' : entry.state]} aria-hidden="true"></span>
       <button type="button" class="row-main" onClick=${() => { close(); store.reopen(entry) }}>
         <b><bdi>${visible(entry.title)}</bdi></b>
         <small>${entry.state === 'failed' ? headline({ exit_reason: entry.exit_reason, limits: entry.manifest }).replace(' ?', '') : STATE[entry.state]}, ${new Date(entry.at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}</small>

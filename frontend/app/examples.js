@@ -28,13 +28,13 @@ print(f"{len(wave)} points, peak {peak}")
 
 const PYTHON_COLOURS = `import sys, time
 
-colours = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "magenta": 35, "cyan": 36}
-for name, code in colours.items():
+names = ["red", "green", "yellow", "blue", "magenta", "cyan"]
+for code, name in enumerate(names, start=31):
     print(f"\\x1b[{code}m●\\x1b[0m \\x1b[1m{name}\\x1b[0m")
 
 for percent in range(0, 101, 2):
     bar = "█" * (percent // 4)
-    print(f"\\rworking {bar:<25} {percent:3d}%", end="", flush=True)
+    print(f"\\r{bar:░<25} {percent:3d}%", end="", flush=True)
     time.sleep(0.04)
 print()
 print("this line went to stderr", file=sys.stderr)

@@ -14,8 +14,9 @@ export function seconds(s) {
   if (s < 0.9995) return `${Math.max(0, Math.round(s * 1000))} ms`
   if (s < 9.995) return `${s.toFixed(2)} s`
   if (s < 99.95) return `${s.toFixed(1)} s`
-  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`
-  return `${Math.floor(s / 3600)} h ${Math.round((s % 3600) / 60)} min`
+  const two = (big, unit, small, smaller) => `${big} ${unit}${small ? ` ${small} ${smaller}` : ''}`
+  if (s < 3599.5) return two(Math.floor(Math.round(s) / 60), 'min', Math.round(s) % 60, 's')
+  return two(Math.floor(s / 3600), 'h', Math.floor((s % 3600) / 60), 'min')
 }
 
 export function amount(n, digits = 1) {

@@ -1,4 +1,7 @@
-// Output patterns, matched as the server does: * ? [...] ** dir/ !not. Pure, linear time per pair.
+// Output patterns, by the rules of the server's globs.py. Pure.
+//
+// Only a preview of what the server will do, over the user's own names: two-pointer
+// matching, quadratic at worst.
 
 function matchClass(pattern, at, char) {
   // Returns [matches, index behind the class], or null if "[" is a plain character here.
@@ -22,11 +25,13 @@ function matchSegment(pattern, text) {
   let p = 0, t = 0, star = -1, mark = 0
   while (t < text.length) {
     const group = pattern[p] === '[' ? matchClass(pattern, p, text[t]) : null
+    const escaped = pattern[p] === '\\' && p + 1 < pattern.length
     if (pattern[p] === '*') {
       star = p++
       mark = t
-    } else if (group ? group[0] : p < pattern.length && (pattern[p] === '?' || pattern[p] === text[t])) {
-      p = group ? group[1] : p + 1
+    } else if (group ? group[0] : escaped ? pattern[p + 1] === text[t]
+      : p < pattern.length && (pattern[p] === '?' || pattern[p] === text[t])) {
+      p = group ? group[1] : escaped ? p + 2 : p + 1
       t++
     } else if (star >= 0) {
       p = star + 1
@@ -55,21 +60,24 @@ function matchSegments(pattern, path) {
   return p >= pattern.length
 }
 
+/** Whether `pattern` (without "!") takes the file at `path`. */
 export function matches(pattern, path) {
-  let wanted = pattern.replace(/^\.?\/+/, '')
-  if (wanted.endsWith('/')) wanted += '**'
-  const segments = wanted.split('/')
-  // A pattern without a slash means the name, wherever the file lies.
-  return matchSegments(segments.length === 1 ? ['**', wanted] : segments, path.split('/'))
+  const onlyBelow = pattern.endsWith('/')
+  const wanted = pattern.replace(/^\.\//, '').replace(/\/+$/, '')
+  // Without a slash inside it is looked for at every depth, else from the work directory on.
+  const segments = wanted.includes('/') ? wanted.replace(/^\//, '').split('/') : ['**', wanted]
+  const parts = path.split('/')
+  // A directory that matches brings everything below it.
+  for (let depth = 1; depth <= parts.length - (onlyBelow ? 1 : 0); depth++) {
+    if (matchSegments(segments, parts.slice(0, depth))) return true
+  }
+  return false
 }
 
+/** `!pattern` takes out what the others let in, whatever the order. */
 export function select(patterns, paths) {
-  return paths.filter((path) => {
-    let taken = false
-    for (const pattern of patterns) {
-      if (pattern.startsWith('!')) taken = taken && !matches(pattern.slice(1), path)
-      else taken = taken || matches(pattern, path)
-    }
-    return taken
-  })
+  const wanted = patterns.filter((pattern) => !pattern.startsWith('!'))
+  const unwanted = patterns.filter((pattern) => pattern.startsWith('!')).map((pattern) => pattern.slice(1))
+  const any = (list, path) => list.some((pattern) => matches(pattern, path))
+  return paths.filter((path) => any(wanted, path) && !any(unwanted, path))
 }

@@ -107,7 +107,7 @@ export const LogView = {
       })
     }, { flush: 'post' })
     watch(() => store.log.value, () => { options.follow = true; lastTop = view.top = 0 })
-    watch(() => [options.stamps, options.wrap], () => nextTick(measure))
+    watch(() => [options.stamps, options.wrap, total.value > 0, String(total.value).length > 4], () => nextTick(measure))
     watch(() => options.wrap, (on) => writeStorage('sandrun.wrap', on ? null : 'no'))
     watch(() => options.query, () => {
       options.hit = 0
@@ -239,7 +239,7 @@ export const LogView = {
           <div ref=${scroller} class=${['log-scroll', { wrap: options.wrap }]} role="log" aria-live="off" aria-label="Output of the job" tabindex="0" onScroll=${onScroll} onKeydown=${onLogKey}>
             <span ref=${probe} class="probe" aria-hidden="true">0123456789</span>
             ${isEmpty ? html`<p class="log-empty">${emptyText()}</p>`
-              : html`<div class="log-all" style=${{ height: `${rows * view.row}px` }}>
+              : html`<div class="log-all" style=${{ height: `${rows * view.row}px`, '--digits': Math.max(4, String(total.value).length) }}>
                   <div class="log-window" style=${{ transform: `translateY(${top * view.row}px)` }}>${visibleLines}</div>
                 </div>`}
           </div>

@@ -14,6 +14,11 @@ import { pack } from './tar.js'
 
 const ICONS = { image: 'image', table: 'table', json: 'code', text: 'text', audio: 'sound', video: 'film', pdf: 'file' }
 
+function iconOf(file) {
+  const { kind } = kindOf(file.path)
+  return kind === 'text' && !/^text|json|xml|script/.test(file.mime_type ?? file.type ?? '') ? 'file' : ICONS[kind]
+}
+
 const fileAddress = (file) => {
   // The server's own link keeps bytes that are not UTF-8; only its path is taken.
   const given = file.download_url ?? ''
@@ -220,7 +225,7 @@ export const Outputs = {
       return html`<li key=${file.path} class=${['output', { current: file.path === current.value }]}>
         <input type="checkbox" aria-label=${`Choose ${visible(file.path)}`} checked=${chosen.has(file.path)} onChange=${() => toggle(file.path)} disabled=${isGone.value} />
         <button type="button" class="row-main" aria-current=${file.path === current.value ? 'true' : null} title=${visible(file.path)} onClick=${() => { current.value = file.path }}>
-          ${icon(ICONS[kindOf(file.path).kind] ?? 'file')}
+          ${icon(iconOf(file))}
           <bdi>${slash > 0 && html`<span class="dir">${visible(file.path.slice(0, slash))}</span>`}${visible(file.path.slice(slash))}</bdi>
           <small>${bytes(file.size_bytes)}</small>
         </button>

@@ -105,15 +105,17 @@ const Editor = {
 // ── file tree ────────────────────────────────────────────────────────────────
 
 const MAX_ROWS = 600
+const collator = new Intl.Collator(undefined, { numeric: true }) // f2 before f10
 
 const Tree = {
   setup() {
     const closed = reactive(new Set())
     const opened = reactive(new Set())
-    const isOpen = (path) => (work.files.length > 250 ? opened.has(path) : !closed.has(path))
-    function toggle(path) {
-      const set = work.files.length > 250 ? opened : closed
-      if (!set.delete(path)) set.add(path)
+    const isLarge = (node) => work.files.length > 250 || node.children.size > 16
+    const isOpen = (node) => (isLarge(node) ? opened.has(node.path) : !closed.has(node.path))
+    function toggle(node) {
+      const set = isLarge(node) ? opened : closed
+      if (!set.delete(node.path)) set.add(node.path)
     }
     const rows = computed(() => {
       work.version
@@ -131,21 +133,23 @@ const Tree = {
       const list = []
       const visit = (node, depth) => {
         const isDirectory = (n) => n.children.size > 0 || n.file?.blob === null
-        const order = [...node.children.values()].sort((a, b) => isDirectory(b) - isDirectory(a) || (a.name < b.name ? -1 : 1))
+        const order = [...node.children.values()].sort((a, b) => isDirectory(b) - isDirectory(a) || collator.compare(a.name, b.name))
         for (const child of order) {
           const directory = isDirectory(child)
           list.push({ ...child, depth, directory, empty: directory && !child.children.size })
-          if (directory && isOpen(child.path)) visit(child, depth + 1)
+          if (directory && isOpen(child)) visit(child, depth + 1)
         }
       }
       visit(root, 0)
       return list
     })
+    const list = ref(null)
+    watch(() => work.open, () => nextTick(() => list.value?.querySelector('.row.current')?.scrollIntoView({ block: 'nearest' })), { immediate: true })
     const row = (item) => {
-      const open = item.directory ? isOpen(item.path) : null
+      const open = item.directory ? isOpen(item) : null
       return html`<li key=${item.path} class=${['row', { current: item.path === work.open, folder: item.directory }]} style=${{ '--depth': item.depth }}>
         <button type="button" class="row-main" aria-expanded=${item.directory && !item.empty ? open : null} aria-current=${item.path === work.open ? 'true' : null}
-          title=${visible(item.path)} onClick=${() => (item.directory ? toggle(item.path) : openFile(item.path))}>
+          title=${visible(item.path)} onClick=${() => (item.directory ? toggle(item) : openFile(item.path))}>
           ${item.directory ? icon(item.empty ? 'folder' : open ? 'down' : 'right', 12) : html`<span class="dot"></span>`}
           <bdi>${visible(item.name)}</bdi>
           ${item.path === entrypoint.value && html`<span class="tag">runs</span>`}
@@ -156,16 +160,9 @@ const Tree = {
         <button type="button" class="row-action" aria-label=${`Remove ${visible(item.path)}`} title="Remove" onClick=${() => store.removeFile(item.path)}>${icon('close', 12)}</button>
       </li>`
     }
-    return () => html`<nav class="tree" aria-label="Files">
+    return () => html`<nav class="tree" aria-label="Files" ref=${list}>
       <ul>${rows.value.slice(0, MAX_ROWS).map(row)}</ul>
       ${rows.value.length > MAX_ROWS && html`<p class="hint">and ${plural(rows.value.length - MAX_ROWS, 'more entry').replace('entrys', 'entries')}: all of them run</p>`}
-      ${work.skipped.length > 0 && html`<div class="skipped">
-        <h3>Left out</h3>
-        <ul>${work.skipped.map((item) => html`<li class="row" key=${item.path}>
-          <span class="row-main"><bdi>${visible(item.path)}</bdi>${item.files.length > 0 && html`<small>${item.files.length}</small>`}</span>
-          <button type="button" class="link" onClick=${() => store.includeSkipped(item)} aria-label=${`Include ${visible(item.path)}`}>include</button>
-        </li>`)}</ul>
-      </div>`}
     </nav>`
   },
 }
@@ -275,6 +272,10 @@ const notices = () => {
     list.push(html`<div class="notice" key="jobjson" role="status">${icon('gear')}<p>${visible(work.jobJson)}</p>
       <button type="button" class="link" onClick=${() => { ui.tab = 'settings' }}>Look</button></div>`)
   }
+  if (work.skipped.length) {
+    list.push(html`<div class="notice plain" key="skipped">${icon('folder')}
+      <p>Left out: ${work.skipped.map((item, i) => html`${i > 0 && ', '}<bdi class="left-out">${visible(item.path)}</bdi> <button type="button" class="link" onClick=${() => store.includeSkipped(item)} aria-label=${`Include ${visible(item.path)}`}>include</button>`)}</p></div>`)
+  }
   if (store.uploadProblem.value) list.push(html`<div class="notice bad" key="size" role="alert">${icon('warning')}<p>${store.uploadProblem.value}</p></div>`)
   return list
 }
@@ -282,7 +283,7 @@ const notices = () => {
 const codePanel = () => {
   if (work.reading) return html`<div class="quiet-state" role="status"><p>Reading… ${work.reading > 1 && plural(work.reading, 'file')}</p></div>`
   if (!work.files.length && !work.skipped.length) return empty()
-  const hasTree = work.files.length > 1 || work.skipped.length > 0
+  const hasTree = work.files.length > 1
   return html`<div class="stack">
     ${notices()}
     <div class=${['workspace', { split: hasTree }]}>

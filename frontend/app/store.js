@@ -554,6 +554,11 @@ function follow(id, { viewId = '', readonly = false } = {}) {
     state: (state) => { if (isCurrent()) job.link = state },
     end: () => { if (isCurrent()) finish(id) },
     gone: () => { if (isCurrent()) leave('expired') },
+    reset: () => {
+      if (!isCurrent()) return
+      log.value = new LogBuffer()
+      logVersion.value++
+    },
   })
   lookAfter(id)
 }

@@ -9,7 +9,7 @@ const BACKOFF_MS = [100, 250, 500, 1000, 2000, 3000]
 const TRANSPORTS = ['websocket', 'sse', 'polling']
 
 export class LogStream {
-  /** on: {records(list), state(name), end(event), gone(), } */
+  /** on: {records(list), state(name), end(event), gone(), reset()} */
   constructor(id, on) {
     this.id = id
     this.on = on
@@ -48,6 +48,7 @@ export class LogStream {
       (error) => {
         if (signal.aborted && this.stopped) return
         if (error instanceof api.ApiError && [404, 410].includes(error.status)) this._gone()
+        else if (error instanceof api.ApiError && error.status === 400 && this.cursor) this._startOver()
         else this._again(true)
       },
     )
@@ -98,6 +99,13 @@ export class LogStream {
     this.on.records(records)
   }
 
+  // The job went back into the queue before it ran: its log begins anew.
+  _startOver() {
+    this.cursor = 0
+    this.on.reset()
+    this._again(true)
+  }
+
   _gone() {
     this.stop()
     this.on.gone()
@@ -128,7 +136,7 @@ export class LogStream {
       signal, cache: 'no-store', credentials: 'omit',
       headers: { Accept: 'text/event-stream', ...(this.cursor ? { 'Last-Event-ID': String(this.cursor) } : {}) },
     }).catch(() => null)
-    if (response?.status === 404) throw new api.ApiError(404)
+    if ([400, 404].includes(response?.status)) throw new api.ApiError(response.status)
     if (!response?.ok || !response.headers.get('Content-Type')?.startsWith('text/event-stream')) {
       return this._neverOpened()
     }
