@@ -284,6 +284,16 @@ def test_reset_of_a_removed_group_is_refused(kernel: FakeKernel) -> None:
     assert not group.reset()
 
 
+def test_a_group_that_was_busy_at_its_destruction_is_not_used_again(kernel: FakeKernel) -> None:
+    """Its descriptors are closed: reset() once asserted that they were there."""
+    group = v2(kernel).create_slot(0)
+    Path(group.directory("unified"), "cgroup.procs").write_text("4194304")
+    assert not group.destroy()
+    assert not group.reset()
+    Path(group.directory("unified"), "cgroup.procs").write_text("")
+    assert group.destroy()
+
+
 def test_kill_uses_the_kernel_s_own_where_there_is_one(kernel: FakeKernel) -> None:
     group = v2(kernel).create_slot(0)
     group.kill()
