@@ -1,0 +1,248 @@
+"""One HTTP/1.1 connection, server side: bytes in, events out. Sans-IO.
+
+h11 keeps the state machine and writes the answers. Everything it is fed has been
+through :mod:`sandrun.http.framing`: a head is held back here until it is whole and
+checked, a chunked body is taken apart here and given to h11 as fresh chunks (so
+tiny ones do not cost its time), and no byte of the next request reaches it before
+this one is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final
+
+import h11
+
+from sandrun.errors import RequestError
+from sandrun.http.framing import ChunkedBody, check_head, find_head, refuse
+
+REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+PIECE_BYTES: Final = 256 * 1024  # of body in one event; what one read from a socket gives at most
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class State(Enum):
+    """Where in the cycle of one request the receiving side is."""
+
+    HEAD = auto()  # waiting for a request, or in the middle of its head
+    BODY = auto()
+    DONE = auto()  # the request is complete; what else arrives is the next one's
+    BROKEN = auto()  # refused or upgraded: nothing more is parsed
+
+
+class RequestHead:
+    """A request line and its fields, checked."""
+
+    __slots__ = ("expects_continue", "fields", "http_version", "length", "method", "target")
+
+    def __init__(self, event: h11.Request, length: int | None, *, expects_continue: bool) -> None:
+        self.method = event.method.decode()
+        self.target: bytes = event.target
+        self.fields: Sequence[tuple[bytes, bytes]] = tuple(event.headers)
+        self.http_version = event.http_version.decode()
+        self.length = length
+        self.expects_continue = expects_continue
+
+
+class Connection:
+    """Owns no socket. ``max_body`` is the largest Content-Length any route takes."""
+
+    __slots__ = (
+        "_buffer",
+        "_chunked",
+        "_h11",
+        "_is_head",
+        "_left",
+        "_max_body",
+        "_searched",
+        "state",
+    )
+
+    def __init__(self, max_body: int) -> None:
+        self._max_body = max_body
+        self._buffer = bytearray()
+        self._searched = 0
+        self._h11 = h11.Connection(h11.SERVER)
+        self._chunked: ChunkedBody | None = None
+        self._is_head = False
+        self._left = 0  # bytes of a body with Content-Length not yet seen
+        self.state = State.HEAD
+
+    # ── receiving ──
+
+    @property
+    def buffered(self) -> int:
+        """Bytes received and not yet given out."""
+        return len(self._buffer)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer. What they mean comes out of the ``next_*`` methods."""
+        self._buffer += data
+
+    def next_request(self) -> RequestHead | None:
+        """The next request, or None if its head is not complete.
+
+        Raises :class:`RequestError`; the connection must then be closed behind the
+        answer, for nobody knows where the next request begins.
+        """
+        buffer = self._buffer
+        if self.state is not State.HEAD:
+            return None
+        # RFC 9112 2.2: one empty line before a request, from clients that end a
+        # body with a line break too many.
+        if buffer[:2] == b"\r\n" and not self._searched:
+            del buffer[:2]
+        if not buffer or buffer == b"\r":
+            return None
+        try:
+            size = find_head(buffer, self._searched)
+            if size < 0:
+                self._searched = len(buffer)
+                return None
+            head = bytes(buffer[:size])
+            del buffer[:size]
+            self._searched = 0
+            return self._parse(head)
+        except RequestError:
+            self.state = State.BROKEN
+            raise
+
+    def _parse(self, head: bytes) -> RequestHead:
+        framing = check_head(head, self._max_body)
+        self._h11.receive_data(head)
+        try:
+            event = self._h11.next_event()
+        except h11.RemoteProtocolError as error:
+            refuse(400, "bad_head", str(error))
+        if not isinstance(event, h11.Request):
+            refuse(400, "bad_head", "this is not a request")
+        self._is_head = event.method == b"HEAD"
+        self._chunked = ChunkedBody() if framing.length is None else None
+        self._left = framing.length or 0
+        if framing.length == 0:
+            self._h11.next_event()  # EndOfMessage
+            self.state = State.DONE
+        else:
+            self.state = State.BODY
+        return RequestHead(event, framing.length, expects_continue=framing.expects_continue)
+
+    def next_body(self) -> bytes:
+        """The next piece of body; ``b""`` if it is over (see ``state``) or not there yet.
+
+        Raises :class:`RequestError` for malformed chunks.
+        """
+        if self.state is not State.BODY:
+            return b""
+        try:
+            piece = self._cut() if self._chunked is None else self._chunked.take(self._buffer)
+        except RequestError:
+            self.state = State.BROKEN
+            raise
+        if self._body_is_over:
+            self.state = State.DONE
+        self._advance_h11(piece)
+        return piece
+
+    @property
+    def _body_is_over(self) -> bool:
+        return self._left == 0 if self._chunked is None else self._chunked.ended
+
+    def _cut(self) -> bytes:
+        if len(self._buffer) <= min(self._left, PIECE_BYTES):
+            piece = bytes(self._buffer)
+            self._buffer.clear()
+        else:
+            size = min(self._left, PIECE_BYTES)
+            piece = bytes(self._buffer[:size])
+            del self._buffer[:size]
+        self._left -= len(piece)
+        return piece
+
+    def _advance_h11(self, piece: bytes) -> None:
+        """Keep h11's state machine in step with what was given out."""
+        if self._chunked is None:
+            if piece:
+                self._h11.receive_data(piece)
+        elif piece:
+            self._h11.receive_data(b"%x\r\n%b\r\n" % (len(piece), piece))
+        if self._chunked is not None and self._chunked.ended:
+            self._h11.receive_data(b"0\r\n\r\n")
+        while not isinstance(event := self._h11.next_event(), h11.EndOfMessage):
+            if not isinstance(event, h11.Data):
+                break
+
+    # ── sending ──
+
+    @property
+    def keeps_alive(self) -> bool:
+        """Whether another request may follow this answer as things stand."""
+        return self.state is State.DONE and self._h11.our_state is not h11.MUST_CLOSE
+
+    def send_continue(self) -> bytes:
+        """100 Continue."""
+        event = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+        return self._h11.send(event) or b""
+
+    def send_upgrade(self, headers: Headers) -> bytes:
+        """101 Switching Protocols. What the peer sent early is then in :meth:`take_rest`."""
+        event = h11.InformationalResponse(
+            status_code=101, headers=headers, reason=b"Switching Protocols"
+        )
+        self.state = State.BROKEN
+        return self._h11.send(event) or b""
+
+    def take_rest(self) -> bytes:
+        """All bytes received and not given out."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def send_head(self, status: int, headers: Headers) -> bytes:
+        """The head of the final answer.
+
+        With Content-Length in ``headers`` the body has that length, without it the
+        body is chunked (or lasts until the end for HTTP/1.0). Raises
+        :class:`h11.LocalProtocolError` for a field that cannot be sent.
+        """
+        response = h11.Response(
+            status_code=status, headers=headers, reason=REASONS.get(status, b"")
+        )
+        return self._h11.send(response) or b""
+
+    def send_data(self, data: bytes | memoryview) -> list[bytes | memoryview]:
+        """Pieces to write for this piece of body; ``data`` itself is one of them."""
+        event = h11.Data(data=data)  # type: ignore[arg-type]
+        return self._h11.send_with_data_passthrough(event) or []  # type: ignore[return-value]
+
+    def send_end(self) -> bytes:
+        """End of the body. Raises :class:`h11.LocalProtocolError` if it is too short."""
+        return self._h11.send(h11.EndOfMessage()) or b""
+
+    def refuse(self, status: int, headers: Headers, body: bytes) -> bytes:
+        """A whole answer to something that is no valid request. Nothing is parsed after it."""
+        self.state = State.BROKEN
+        headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        head = self.send_head(status, headers)
+        return head if self._is_head else head + body
+
+    @property
+    def can_cycle(self) -> bool:
+        """Whether, request and answer being complete, another request may follow."""
+        return (
+            self.state is State.DONE
+            and self._h11.our_state is h11.DONE
+            and self._h11.their_state is h11.DONE
+        )
+
+    def next_cycle(self) -> bool:
+        """Be ready for the next request; False if the connection must close."""
+        if not self.can_cycle:
+            return False
+        self._h11.start_next_cycle()
+        self._is_head = False
+        self.state = State.HEAD
+        return True

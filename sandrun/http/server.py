@@ -1,0 +1,223 @@
+"""Listening sockets → clients, within the caps. I/O; the only file that accepts.
+
+Runs as nobody. The sockets were bound by the supervisor and inherited; nothing is
+opened here. Accepting is our own and not the event loop's, because at the limit of
+descriptors it must back off instead of spinning, and a connection over a cap must
+cost no more than an accept and a close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+from sandrun.http.answer import http_date
+from sandrun.http.peer import Peer
+from sandrun.http.proxy import TrustedProxies, canonical
+from sandrun.http.websocket import GOING_AWAY, WebSocketLimits
+from sandrun.job import MIB
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from sandrun.config import Http
+    from sandrun.http.exchange import Handler
+
+ACCEPTS_PER_WAKE: Final = 64  # then the others get their turn
+NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+BACK_OFF_S: Final = 0.25  # with no descriptors left, before we look again
+_BUSY: Final = b'{"error":"too many connections","code":"too_many_connections","retry_after":5}'
+BUSY_ANSWER: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\nRetry-After: 5\r\nConnection: close\r\n\r\n%b" % (len(_BUSY), _BUSY)
+)
+
+log: Final = logging.getLogger("sandrun.http")
+
+
+class Server:
+    """Serves one handler on any number of sockets.
+
+    ``wall`` gives the time for Date headers, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        config: Http,
+        *,
+        wall: Callable[[], float] = time.time,
+        websocket_limits: WebSocketLimits = WebSocketLimits(),  # noqa: B008  # frozen
+    ) -> None:
+        self.handler = handler
+        self.config = config
+        self.websocket_limits = websocket_limits
+        self.max_body = config.max_upload_mb * MIB
+        self.proxies = TrustedProxies(config.trusted_proxies)
+        self.draining = False
+        self.loop: asyncio.AbstractEventLoop
+        self._wall = wall
+        self._date = (0, b"")
+        self._listeners: dict[socket.socket, ssl.SSLContext | None] = {}
+        self._peers: set[Peer] = set()
+        self._idle: dict[Peer, None] = {}  # oldest first
+        self._by_address: dict[str, int] = {}
+        self._opening: set[asyncio.Task[object]] = set()
+        self._stopped = asyncio.Event()
+        self._empty = asyncio.Event()  # no connection stands
+        self._empty.set()
+
+    # ── life ──
+
+    async def serve(
+        self, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve until :meth:`drain` is done, or this is cancelled. Owns the sockets."""
+        self.loop = asyncio.get_running_loop()
+        for listener in sockets:
+            listener.setblocking(False)
+            self._listeners[listener] = tls
+            self.loop.add_reader(listener, self._accept, listener)
+        try:
+            await self._stopped.wait()
+        finally:
+            self._close_listeners()
+            for peer in tuple(self._peers):
+                peer.abort()
+
+    async def drain(self, grace_s: float) -> None:
+        """Accept no more; end idle connections now, the others after their answer.
+
+        After ``grace_s`` seconds what is left is cut off, WebSockets with 1001.
+        """
+        self.draining = True
+        self._close_listeners()
+        for peer in tuple(self._peers):
+            peer.shut_down()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._empty.wait(), grace_s)
+        closing = [peer.websocket.close(GOING_AWAY) for peer in self._peers if peer.websocket]
+        await asyncio.gather(*closing)
+        for peer in tuple(self._peers):
+            if peer.task is not None:
+                peer.task.cancel()
+            peer.abort()
+        self._stopped.set()
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            self.loop.remove_reader(listener)
+            listener.close()
+        self._listeners.clear()
+
+    # ── accepting ──
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_WAKE):
+            try:
+                sock, name = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in NO_DESCRIPTORS:
+                    self._back_off(listener)
+                    return
+                continue  # the client went away between SYN and accept
+            self._admit(sock, name, self._listeners[listener])
+
+    def _back_off(self, listener: socket.socket) -> None:
+        """Out of descriptors: the backlog waits, and one idle connection makes room."""
+        log.warning("out of file descriptors, not accepting for %s s", BACK_OFF_S)
+        self._evict_idle()
+        self.loop.remove_reader(listener)
+        self.loop.call_later(BACK_OFF_S, self._accept_again, listener)
+
+    def _accept_again(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self.loop.add_reader(listener, self._accept, listener)
+
+    def _admit(self, sock: socket.socket, name: object, tls: ssl.SSLContext | None) -> None:
+        address = canonical(name[0]) if isinstance(name, tuple) else ""
+        trusted = self.proxies.trusts(address)
+        if not self._has_room(address, trusted=trusted):
+            _turn_away(sock, tls)
+            return
+        sock.setblocking(False)
+        if address:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = Peer(self, address, tls=tls, expect_proxy=trusted and bool(address))
+        task = self.loop.create_task(self.loop.connect_accepted_socket(lambda: peer, sock))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _has_room(self, address: str, *, trusted: bool) -> bool:
+        """A trusted proxy has no cap of its own: it speaks for many clients."""
+        cap = self.config.max_connections_per_address
+        if not trusted and self._by_address.get(address, 0) >= cap:
+            return False
+        if len(self._peers) < self.config.max_connections:
+            return True
+        return self._evict_idle()
+
+    def _evict_idle(self) -> bool:
+        """Close the connection that has been idle longest; False if none is."""
+        peer = next(iter(self._idle), None)
+        if peer is None:
+            return False
+        peer.abort()
+        return True
+
+    # ── from peers ──
+
+    def add(self, peer: Peer) -> None:
+        """A connection stands."""
+        self._peers.add(peer)
+        self._empty.clear()
+        self._idle[peer] = None
+        address = peer.peer_address
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+
+    def remove(self, peer: Peer) -> None:
+        """A connection is over."""
+        self._peers.discard(peer)
+        self._idle.pop(peer, None)
+        count = self._by_address.get(peer.peer_address, 0) - 1
+        if count > 0:
+            self._by_address[peer.peer_address] = count
+        else:
+            self._by_address.pop(peer.peer_address, None)
+        if not self._peers:
+            self._empty.set()
+
+    def busy(self, peer: Peer) -> None:
+        """A request has begun."""
+        self._idle.pop(peer, None)
+
+    def idle(self, peer: Peer) -> None:
+        """A request has ended and the connection stays."""
+        self._idle[peer] = None
+
+    @property
+    def connections(self) -> int:
+        """How many stand now."""
+        return len(self._peers)
+
+    def date(self) -> bytes:
+        """Value of the Date header."""
+        now = int(self._wall())
+        if self._date[0] != now:
+            self._date = (now, http_date(now))
+        return self._date[1]
+
+
+def _turn_away(sock: socket.socket, tls: ssl.SSLContext | None) -> None:
+    with sock, contextlib.suppress(OSError):
+        sock.setblocking(False)
+        if tls is None:
+            sock.send(BUSY_ANSWER)
