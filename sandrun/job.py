@@ -119,7 +119,47 @@ class SkippedOutput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OutputIndex(msgspec.Struct, frozen=True, kw_only=True):
-    """Lies as msgpack in the outputs descriptor, behind the last file's bytes."""
+    """Lies in the outputs descriptor behind the last file's bytes (``encode_index``)."""
 
     files: tuple[OutputFile, ...] = ()
     skipped: tuple[SkippedOutput, ...] = ()
+
+
+# How an index lies in the descriptor. A str with surrogate escapes has no msgpack
+# form, so paths travel as the bytes that they are.
+_WireFile = tuple[bytes, int, str, int, bool, int]
+_WireIndex = tuple[tuple[_WireFile, ...], tuple[tuple[bytes, str], ...]]
+_decode_index: Final = msgspec.msgpack.Decoder(_WireIndex).decode
+
+
+def encode_index(index: OutputIndex) -> bytes:
+    """The form of an index in the outputs descriptor."""
+    files = [
+        (f.path.encode("utf-8", "surrogateescape"), f.size_bytes, f.sha256, f.offset, f.executable, f.mtime_s)
+        for f in index.files
+    ]
+    skipped = [(s.path.encode("utf-8", "surrogateescape"), s.reason) for s in index.skipped]
+    return msgspec.msgpack.encode((files, skipped))
+
+
+def decode_index(data: bytes) -> OutputIndex:
+    """The reverse. Raises msgspec.DecodeError for what is no index."""
+    files, skipped = _decode_index(data)
+    return OutputIndex(
+        files=tuple(
+            OutputFile(
+                path=_text(path),
+                size_bytes=size,
+                sha256=sha256,
+                offset=offset,
+                executable=executable,
+                mtime_s=mtime_s,
+            )
+            for path, size, sha256, offset, executable, mtime_s in files
+        ),
+        skipped=tuple(SkippedOutput(path=_text(path), reason=reason) for path, reason in skipped),
+    )
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")
