@@ -23,6 +23,7 @@ HOME: Final = "/home/sandrun"
 BOX: Final = "/run/box"  # where a sandbox's tmpfs is for a moment, before it is bound
 ENVIRONMENT: Final = "/opt/env"
 RUNTIME: Final = "/run/sandrun"  # our own scripts for warm interpreters
+WARM_PYTHON: Final = f"{RUNTIME}/python"  # on the warm python3's path at its start
 # (directory of the sandbox's tmpfs, where it is bound)
 WRITABLE: Final = (("work", WORK), ("home", HOME), ("tmp", "/tmp"), ("shm", "/dev/shm"))  # noqa: S108 - in the sandbox
 
@@ -143,7 +144,7 @@ def plan(
             Directory(path)
             for path in ("/usr", "/etc", "/dev", "/dev/shm", "/proc", "/work", "/tmp", "/home")  # noqa: S108
         ),
-        *(Directory(path) for path in (HOME, "/run", RUNTIME, BOX, "/opt", ENVIRONMENT, "/var")),
+        *(Directory(path) for path in (HOME, "/run", RUNTIME, WARM_PYTHON, BOX, "/opt", ENVIRONMENT, "/var")),
         Symlink("/var/tmp", "/tmp"),  # noqa: S108
         Bind("/usr", "/usr"),
     ]

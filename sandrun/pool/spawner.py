@@ -54,7 +54,11 @@ ZYGOTE_NAMESPACES: Final = (
 )
 _NEW_ROOT: Final = "/tmp"  # noqa: S108 - hidden under a tmpfs of our own mount namespace
 _COPY_MAX_BYTES: Final = 4 * 1024 * 1024
-_RUNTIME_FILES: Final = ("warm_python.py", "warm_node.js")
+# (where it lies below mounts.RUNTIME, our file)
+_RUNTIME_FILES: Final = (
+    ("python/sitecustomize.py", "warm_python.py"),
+    ("warm_node.js", "warm_node.js"),
+)
 
 
 # ── 1. the root file system ──────────────────────────────────────────────────
@@ -85,7 +89,7 @@ def _plan(prepare: Prepare) -> tuple[mounts.Entry, ...]:
         top_level(),
         [name for name in mounts.ETC_COPIED if os.path.exists(f"/etc/{name}")],
         prepare.environment_dir,
-        [(name, (zygote_dir / name).read_bytes()) for name in _RUNTIME_FILES],
+        [(name, (zygote_dir / source).read_bytes()) for name, source in _RUNTIME_FILES],
     )
 
 

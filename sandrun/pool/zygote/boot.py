@@ -219,20 +219,22 @@ def _park(b: Boot) -> None:
         b.group, plan.programs["default"], plan.default_limits, plan.max_limits, b.ruleset
     )
     if b.order.mode == "door":
-        then = child.exec_warm(warm_argv(plan, b.order.warm), plan.env)
+        then = child.exec_warm(*warm_command(plan, b.order.warm))
     else:
         then = child.wait_and_exec
     b.parked = child.fork_confined(child.PARKED_STEPS, b.confinement, then)
     b.parked.await_ready()
 
 
-def warm_argv(plan: Plan, warm: str) -> tuple[str, ...]:
-    """The command line of an interpreter that waits at the door."""
+def warm_command(plan: Plan, warm: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Command line and environment of an interpreter that waits at the door."""
     path = plan.commands[warm][0]
     if warm == "node":
-        return (path, "-r", f"{mounts.RUNTIME}/warm_node.js", "door", str(child.GO_FD))
-    argv = (path, f"{mounts.RUNTIME}/warm_python.py", "door", str(child.GO_FD))
-    return (*argv, "--preload", ",".join(plan.preload)) if plan.preload else argv
+        script = f"{mounts.RUNTIME}/warm_node.js"
+        return (path, "-r", script, "door", str(child.GO_FD)), plan.env
+    order = f"door {child.GO_FD} {','.join(plan.preload)}".rstrip()
+    env = {**plan.env, "PYTHONPATH": mounts.WARM_PYTHON, "SANDRUN_WARM": order}
+    return (path, "main.py"), env
 
 
 def _cgroup_namespace(b: Boot) -> None:

@@ -25,7 +25,7 @@ import msgspec
 from sandrun import globs
 from sandrun.channel import Channel, Closed, close_all
 from sandrun.errors import RequestError, SetupError
-from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict
+from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict, encode_index
 from sandrun.logs import MAX_DATA, STDERR, STDOUT, SYSTEM, LogWriter
 from sandrun.messages import (
     Acknowledge,
@@ -179,7 +179,7 @@ class Init:
             spec.limits,
             self.plan.max_limits,
         )
-        data = msgspec.msgpack.encode(index) if index.files or index.skipped else b""
+        data = encode_index(index) if index.files or index.skipped else b""
         if data:
             os.pwrite(self.outputs_fd, data, index_offset)
         self._send(
@@ -348,8 +348,7 @@ class Init:
             )
         # A name that begins with "-" must not be taken for an option.
         script = f"./{entry}" if entry.startswith("-") else entry
-        name = os.path.basename(command[0])
-        return command[0], (name, *command[1:], script, *spec.args)
+        return command[0], (*command, script, *spec.args)
 
     def _go(
         self,
