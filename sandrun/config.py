@@ -22,7 +22,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
 Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 
 # A layer that an operator may waive by name, each at his own risk.
-Layer = Literal["user_namespace", "cgroup_namespace", "landlock", "swap"]
+Layer = Literal["landlock", "swap"]
 Mode = Literal["exec", "door", "fork"]
 
 
@@ -42,6 +42,7 @@ class Http(_Section):
     max_upload_mb: Positive = 100  # of one request's body
     max_uploads_total_mb: Positive = 2048  # of all uploads held at once
     max_connections: Positive = 12_000
+    max_connections_per_address: Positive = 512  # trusted proxies have no such cap
     head_timeout_s: Seconds = 10.0  # for a request's whole head
     body_min_rate_kb: Positive = 4  # KiB/s, averaged from the 10th second on
     idle_timeout_s: Seconds = 75.0  # of a keep-alive connection
@@ -132,6 +133,23 @@ class Retention(_Section):
     total_mb: Positive = 2048  # of logs and outputs kept; the oldest go first
 
 
+class Packages(_Section):
+    """Where packages come from, and what jobs may have installed.
+
+    Without an index, ``find_links`` or ``offline`` here, the settings of the
+    host's pip hold (its environment variables and configuration files).
+    """
+
+    index_url: str = ""  # a mirror; may be a file: URL
+    extra_index_urls: tuple[str, ...] = ()  # asked first; the first that has a name wins
+    find_links: tuple[str, ...] = ()  # directories or pages with wheels
+    offline: bool = False  # ask no network at all
+    constraints: str = ""  # a constraints file
+    ca_file: str = ""  # PEM file of the index's certificate authority
+    file_hosts: tuple[str, ...] = ()  # hosts of files, beside those that the index names
+    private_hosts: tuple[str, ...] = ()  # hosts that may have addresses of private networks
+
+
 class Interpreter(_Section):
     """``[interpreters.NAME]``."""
 
@@ -177,6 +195,7 @@ class Config(_Section):
     limits: LimitsSection = LimitsSection()
     rate_limit: RateLimit = RateLimit()
     retention: Retention = Retention()
+    packages: Packages = Packages()
     interpreters: dict[Name, Interpreter] = msgspec.field(default_factory=default_interpreters)
     environments: dict[Name, Environment] = msgspec.field(
         default_factory=lambda: {"default": Environment()}

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -193,6 +194,8 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 18
         probes = doctor.probe_all(self.config)
         doctor.refuse_or_pass(probes, self.config.pool.waive)
         available = {probe.name: probe.status == "ok" for probe in probes}

@@ -53,9 +53,6 @@ class Server:
         """Run a Python program; the answer of /run."""
         return self.run({"main.py": code}, manifest=manifest)
 
-    def signal(self, number):
-        self.process.send_signal(number)
-
     def stop(self, number=signal.SIGTERM):
         """End it and wait; the exit status."""
         self.client.close()

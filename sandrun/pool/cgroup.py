@@ -396,12 +396,14 @@ class Hierarchy:
         self._enter_service()
 
     def _cpu_files(self) -> tuple[ControlFile, ...]:
-        if self._make_companion():
-            return V1_CPU_BY_COMPANION
+        # Not the companion if it can be helped: entering a v2 group waits for an RCU
+        # grace period (12 ms median here), a v1 ``tasks`` file takes 0.02 ms.
         if "cpuacct" in self._tops:
             return V1_CPU_BY_CPUACCT
         if "cpuacct" in self.layout.directories:  # attached along with cpu
             return (ControlFile("cpuacct.usage", "cpu", "cpuacct.usage", _BOTH),)
+        if self._make_companion():
+            return V1_CPU_BY_COMPANION
         raise HostError("cgroup controller cpuacct is not mounted", CURE_CONTAINER)
 
     def _make_companion(self) -> bool:
@@ -417,9 +419,6 @@ class Hierarchy:
             for leaf in ("service", "jobs"):
                 os.mkdir(top.child(leaf).directory)
             if os.path.exists(f"{top.directory}/cgroup.kill"):
-                # cpuacct is one hierarchy more to attach to; the companion counts CPU time.
-                if "cpuacct" in self._tops:
-                    self._remove_top("cpuacct")
                 return True
         except OSError:
             pass  # read-only or not delegated: v1 alone does

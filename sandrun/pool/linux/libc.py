@@ -86,22 +86,26 @@ def _check(result: int, what: str) -> int:
     return result
 
 
+def _names(flags: CLONE) -> str:
+    return "|".join(flag.name or "" for flag in CLONE if flag in flags)
+
+
 def clone(flags: CLONE, signal: int) -> int:
     """A fork into new namespaces: 0 in the child, its pid in the caller. See above."""
     return _check(
         _syscall(_long(SYS.clone), _ulong(flags | signal), _ulong(0), _ulong(0), _ulong(0), _ulong(0)),
-        f"clone({flags!r})",
+        f"clone({_names(flags)})",
     )
 
 
 def unshare(flags: CLONE) -> None:
     """man: unshare(2)."""
-    _check(_libc.unshare(flags), f"unshare({flags!r})")
+    _check(_libc.unshare(flags), f"unshare({_names(flags)})")
 
 
 def setns(fd: int, flags: CLONE) -> None:
     """man: setns(2); ``fd`` is a namespace or a pidfd."""
-    _check(_libc.setns(fd, flags), f"setns({flags!r})")
+    _check(_libc.setns(fd, flags), f"setns({_names(flags)})")
 
 
 def mount(source: str, target: str, fstype: str, flags: MS, data: str = "") -> None:

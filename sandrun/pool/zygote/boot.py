@@ -251,7 +251,7 @@ def _attest_job(b: Boot) -> None:
 
 
 def _confine(b: Boot) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # see child._rlimits
     libc.capset(0, 0, 0)
     libc.prctl(PR.SET_NO_NEW_PRIVS, 1)
     if b.ruleset >= 0:

@@ -121,7 +121,9 @@ def _own_session(_: Confinement) -> None:
 def _rlimits(c: Confinement) -> None:
     most = c.max_limits
     for name, soft, hard in (
-        (resource.RLIMIT_CORE, 0, 0),  # a core would be the job's memory on a disk
+        # A core would be the job's memory on a disk. 1, not 0: a core_pattern that is a
+        # pipe (systemd-coredump, apport) is fed at 0 too, and only 1 means no. man: core(5)
+        (resource.RLIMIT_CORE, 1, 1),
         (resource.RLIMIT_NOFILE, c.limits.open_files, most.open_files),
         (resource.RLIMIT_NPROC, most.processes, most.processes),
         (resource.RLIMIT_MEMLOCK, 0, 0),
