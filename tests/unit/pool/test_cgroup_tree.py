@@ -170,15 +170,25 @@ def test_v1_alone_counts_cpu_time_with_cpuacct(kernel: FakeKernel) -> None:
     group.close()
 
 
-def test_hybrid_counts_cpu_time_in_the_companion_and_drops_cpuacct(
+def test_hybrid_counts_cpu_time_with_cpuacct_since_entering_a_v2_group_waits(
     kernel: FakeKernel,
 ) -> None:
     hierarchy = v1(kernel, companion=True)
     group = hierarchy.create_slot(0)
     names, _ = group.control_files()
+    assert {"attach.cpuacct", "cpuacct.usage"} <= set(names)
+    assert "attach.unified" not in names
+    assert not (kernel.root / "unified/own" / hierarchy.name).exists()
+    group.close()
+
+
+def test_hybrid_without_cpuacct_counts_cpu_time_in_the_companion(kernel: FakeKernel) -> None:
+    layout = kernel.layout(1, "memory", "pids", "cpu", companion=True)
+    hierarchy = Hierarchy(layout, LIMITS, 1.5)
+    hierarchy.create(CAPS)
+    group = hierarchy.create_slot(0)
+    names, _ = group.control_files()
     assert {"attach.unified", "cpu.stat"} <= set(names)
-    assert "attach.cpuacct" not in names
-    assert not (kernel.root / "cpuacct/own" / hierarchy.name).exists()
     group.close()
 
 
