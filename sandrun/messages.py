@@ -45,13 +45,17 @@ class Package(_Message, tag=False):
 
 
 class EnvironmentInfo(_Message, tag=False):
-    """One environment as clients may see it."""
+    """One environment as clients may see it.
+
+    ``fault``: why it could not be built, or ""; jobs cannot run in it.
+    """
 
     name: Name
     interpreter: Name
     version: Text = ""
     packages: tuple[Package, ...] = ()
     description: Text = ""
+    fault: Text = ""
 
 
 class InterpreterInfo(_Message, tag=False):
@@ -278,7 +282,10 @@ class Prepare(_Message):
     environment: Name
     environment_dir: Text  # host path, "" for none
     interpreter: Name
+    mode: Name  # of ``interpreter`` in this environment: "fork" wants a template
     preload: tuple[Text, ...]
+    template_jobs: int
+    template_seconds: float
     uid_base: int
     interpreters: dict[str, InterpreterSpec]
     known_environments: tuple[Name, ...]

@@ -206,7 +206,10 @@ class Manager:
             environment=spawner.name,
             environment_dir=self.directories.get(spawner.name, ""),
             interpreter=env.interpreter,
+            mode=env.mode or config.interpreters[env.interpreter].mode,
             preload=env.preload,
+            template_jobs=config.pool.template_jobs,
+            template_seconds=config.pool.template_seconds,
             uid_base=config.pool.uid_base + spawner.index * OUTER_IDS,
             interpreters={
                 name: InterpreterSpec(command=i.command, extensions=i.extensions, mode=i.mode)

@@ -22,12 +22,14 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -46,6 +48,7 @@ from sandrun.messages import (
 from sandrun.pool import mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
+from sandrun.pool.templates import Templates
 from sandrun.pool.zygote import boot
 
 OUTER_IDS: Final = 65_536
@@ -290,7 +293,11 @@ def search_path(prepare: Prepare) -> str:
 
 
 def spawn(
-    channel: Channel[FromSpawner, ToSpawner], plan: boot.Plan, order: Spawn, fds: list[int]
+    channel: Channel[FromSpawner, ToSpawner],
+    plan: boot.Plan,
+    order: Spawn,
+    fds: list[int],
+    template: socket.socket | None = None,
 ) -> None:
     """Clone one PID 1, map its ids, tell the supervisor; it boots by itself."""
     ours, theirs = socket.socketpair()
@@ -306,7 +313,7 @@ def spawn(
         return
     if pid == 0:
         ours.close()
-        boot.run(channel, plan, order, fds, theirs)
+        boot.run(channel, plan, order, fds, theirs, template)
     theirs.close()
     try:
         write_id_maps(pid, mounts.JOB_UID, inside_o, 2)
@@ -354,19 +361,59 @@ def main() -> None:
         raise SystemExit(1) from error
     interpreters = find_interpreters(message)
     plan = boot.make_plan(message, interpreters)
+    templates = None
+    if message.mode == "fork" and message.interpreter in plan.interpreters:
+        templates = Templates(
+            plan, message.interpreter, message.template_jobs, message.template_seconds
+        )
+        templates.start_and_wait()
     gc.collect()
     gc.freeze()  # zygotes share these pages: keep the collector from touching them
     channel.send(SpawnerReady(interpreters=interpreters))
+    serve(channel, plan, templates)
+
+
+def serve(
+    channel: Channel[FromSpawner, ToSpawner], plan: boot.Plan, templates: Templates | None
+) -> None:
+    """Spawn on order until the supervisor goes away."""
     while True:
-        try:
-            order, fds = channel.receive()
-        except Closed:
-            return
-        if isinstance(order, Spawn):
+        poll = select.poll()
+        for fd in (channel.fileno(), *(templates.fds() if templates else ())):
+            poll.register(fd, select.POLLIN)
+        for fd, _ in poll.poll():
+            if fd != channel.fileno():
+                assert templates is not None
+                templates.on_readable(fd)
+                templates.reap()
+                continue
             try:
-                spawn(channel, plan, order, fds)
+                order, fds = channel.receive()
+            except Closed:
+                return
+            try:
+                if isinstance(order, Spawn):
+                    _spawn_warm(channel, plan, order, fds, templates)
             finally:
                 close_all(fds)
+
+
+def _spawn_warm(
+    channel: Channel[FromSpawner, ToSpawner],
+    plan: boot.Plan,
+    order: Spawn,
+    fds: list[int],
+    templates: Templates | None,
+) -> None:
+    if order.mode != "fork" or templates is None:
+        spawn(channel, plan, order, fds)
+        return
+    template = templates.take(time.monotonic())
+    if template is None:
+        fault = templates.fault or "it is still starting"
+        channel.send(BootFailed(zygote=order.zygote, step="template", detail=f"template: {fault}"))
+        return
+    spawn(channel, plan, order, fds, template.socket)
 
 
 if __name__ == "__main__":

@@ -105,13 +105,21 @@ def make_plan(prepare: Prepare, interpreters: tuple[InterpreterInfo, ...]) -> Pl
 class Boot:
     """What the steps work on."""
 
-    def __init__(self, plan: Plan, order: Spawn, fds: list[int], gate: socket.socket) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        order: Spawn,
+        fds: list[int],
+        gate: socket.socket,
+        template: socket.socket | None,
+    ) -> None:
         self.plan = plan
         self.order = order
         self.gate = gate
+        self.template = template
         self.http = socket.socket(fileno=fds[0])
         self.log_fd, self.outputs_fd, self.tmpfs_fd = fds[1:4]
-        self.group = GroupFiles(order.control_files, fds[4:])
+        self.group = GroupFiles(order.control_files, tuple(fds[4:]))
         self.work_fd = -1
         self.ruleset = -1
         self.confinement: child.Confinement
@@ -218,6 +226,12 @@ def _park(b: Boot) -> None:
     b.confinement = child.Confinement(
         b.group, plan.programs["default"], plan.default_limits, plan.max_limits, b.ruleset
     )
+    if b.order.mode == "fork":
+        if b.template is None:
+            raise SetupError("template", 0, "there is none")
+        b.parked = child.fork_from_template(b.template, b.group.attach_fds, b.ruleset)
+        b.parked.await_ready()
+        return
     if b.order.mode == "door":
         then = child.exec_warm(*warm_command(plan, b.order.warm))
     else:
@@ -226,13 +240,18 @@ def _park(b: Boot) -> None:
     b.parked.await_ready()
 
 
-def warm_command(plan: Plan, warm: str) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Command line and environment of an interpreter that waits at the door."""
+def warm_command(
+    plan: Plan, warm: str, mode: str = "door"
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Command line and environment of an interpreter that waits with its socket at GO_FD.
+
+    ``mode``: "door", or "template" for one that is forked (python3 only).
+    """
     path = plan.commands[warm][0]
     if warm == "node":
         script = f"{mounts.RUNTIME}/warm_node.js"
-        return (path, "-r", script, "door", str(child.GO_FD)), plan.env
-    order = f"door {child.GO_FD} {','.join(plan.preload)}".rstrip()
+        return (path, "-r", script, mode, str(child.GO_FD)), plan.env
+    order = f"{mode} {child.GO_FD} {','.join(plan.preload)}".rstrip()
     env = {**plan.env, "PYTHONPATH": mounts.WARM_PYTHON, "SANDRUN_WARM": order}
     return (path, "main.py"), env
 
@@ -290,12 +309,13 @@ def run(
     order: Spawn,
     fds: list[int],
     gate: socket.socket,
+    template: socket.socket | None,
 ) -> NoReturn:
     """PID 1's whole life: boot, report, serve one job, exit."""
     code = 1
     name = "adopt_descriptors"
     try:
-        b = Boot(plan, order, fds, gate)
+        b = Boot(plan, order, fds, gate, template)
         for step in BOOT_STEPS:
             name = step.__name__.strip("_")
             step(b)

@@ -68,7 +68,9 @@ class Process:
     def await_ready(self) -> None:
         """Block until the process is parked. Raises :class:`SetupError` with its step."""
         report = self.go.recv(4096)
-        if report == READY:
+        if report.startswith(READY):
+            if report != READY:  # a template's child: we learn its pid from itself
+                self.pid = int(report[len(READY) :])
             return
         if not report:
             raise SetupError("park", 0, "the process died before it was ready")
@@ -118,22 +120,32 @@ def _own_session(_: Confinement) -> None:
     os.setsid()  # kill(0) and terminal signals stay here
 
 
-def _rlimits(c: Confinement) -> None:
-    most = c.max_limits
-    for name, soft, hard in (
+def rlimits(limits: Limits, most: Limits) -> list[tuple[int, int, int]]:
+    """(resource, soft, hard) of a job with these limits; ``most`` bounds what it may raise."""
+    wanted = (
         # A core would be the job's memory on a disk. 1, not 0: a core_pattern that is a
         # pipe (systemd-coredump, apport) is fed at 0 too, and only 1 means no. man: core(5)
         (resource.RLIMIT_CORE, 1, 1),
-        (resource.RLIMIT_NOFILE, c.limits.open_files, most.open_files),
+        (resource.RLIMIT_NOFILE, limits.open_files, most.open_files),
         (resource.RLIMIT_NPROC, most.processes, most.processes),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_STACK, 8 * 1024 * 1024, resource.RLIM_INFINITY),
-    ):
-        hard_now = resource.getrlimit(name)[1]
-        if hard_now != resource.RLIM_INFINITY and (hard == resource.RLIM_INFINITY or hard > hard_now):
-            hard = hard_now  # noqa: PLW2901 - never above what the host allows
-        resource.setrlimit(name, (min(soft, hard) if hard != resource.RLIM_INFINITY else soft, hard))
+    )
+    return [(name, *_at_most(soft, hard, resource.getrlimit(name)[1])) for name, soft, hard in wanted]
+
+
+def _at_most(soft: int, hard: int, now: int) -> tuple[int, int]:
+    """Never above the hard limit that we have ourselves."""
+    infinity = resource.RLIM_INFINITY
+    if now != infinity and (hard == infinity or hard > now):
+        hard = now
+    return (soft if hard == infinity else min(soft, hard)), hard
+
+
+def _rlimits(c: Confinement) -> None:
+    for name, soft, hard in rlimits(c.limits, c.max_limits):
+        resource.setrlimit(name, (soft, hard))
 
 
 def _job_uid(_: Confinement) -> None:
@@ -225,6 +237,38 @@ def fork_confined(
     return Process(pid, ours, stdin_w, stdout_r, stderr_r)
 
 
+def fork_from_template(
+    template: socket.socket, attach_fds: tuple[int, ...], ruleset: int
+) -> Process:
+    """Ask a template for a parked process in our namespaces. See ``warm_python.py``.
+
+    It is an orphan of our pid namespace, so it becomes our child. To join us it
+    must be allowed to look at us: PID 1 is dumpable until the end of its boot.
+    """
+    stdin_r, stdin_w = os.pipe()
+    stdout_r, stdout_w = os.pipe()
+    stderr_r, stderr_w = os.pipe()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    self_fd = os.pidfd_open(os.getpid())
+    named = [
+        ("pidfd", self_fd),
+        ("stdin", stdin_r),
+        ("stdout", stdout_w),
+        ("stderr", stderr_w),
+        ("go", theirs.fileno()),
+        *(("cgroup", fd) for fd in attach_fds),
+    ]
+    if ruleset >= 0:
+        named.append(("landlock", ruleset))
+    order = {"op": "fork", "fds": [name for name, _ in named]}
+    socket.send_fds(template, [msgspec.json.encode(order)], [fd for _, fd in named])
+    for fd in (stdin_r, stdout_w, stderr_w, self_fd):
+        os.close(fd)
+    theirs.close()
+    template.close()
+    return Process(0, ours, stdin_w, stdout_r, stderr_r)
+
+
 def _child(
     steps: tuple[Step, ...],
     confinement: Confinement,
@@ -237,7 +281,7 @@ def _child(
     try:
         signal.set_wakeup_fd(-1)
         # High numbers first: the targets 0..3 may be among the sources.
-        high = [_above(fd) for fd in (*stdio, go.fileno(), *confinement.kept)]
+        high = [above(fd) for fd in (*stdio, go.fileno(), *confinement.kept)]
         go.detach()
         for target, fd in enumerate(high):
             os.dup2(fd, target, inheritable=target < GO_FD)
@@ -256,7 +300,8 @@ def _child(
         os._exit(code)
 
 
-def _above(fd: int) -> int:
+def above(fd: int) -> int:
+    """A copy out of the way of the numbers that matter."""
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64)
 
 

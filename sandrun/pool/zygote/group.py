@@ -61,6 +61,11 @@ class GroupFiles:
         self._refused_base = self._refused_now()
         self._tasks_base = 0 if self._pids_peak is None else _number(self._pids_peak)
 
+    @property
+    def attach_fds(self) -> tuple[int, ...]:
+        """Where a process writes "0" to put itself into the group."""
+        return self._attach
+
     # ── membership and limits ────────────────────────────────────────────────
 
     def attach_self(self) -> None:

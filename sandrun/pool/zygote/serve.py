@@ -50,8 +50,6 @@ REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
 MAX_OUTPUT_FILES: Final = 10_000
-# A warm interpreter has read these at its start: a job that sets them starts cold.
-COLD_VARIABLES: Final = ("PYTHON", "NODE_", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "TZ")
 
 
 class Stop(Exception):
@@ -330,7 +328,6 @@ class Init:
             and self.order.mode != "exec"
             and self.order.warm == spec.interpreter
             and spec.profile == "default"
-            and not any(name.startswith(COLD_VARIABLES) for name in spec.env)
         )
 
     def _command(self, spec: JobSpec) -> tuple[str, tuple[str, ...]]:
