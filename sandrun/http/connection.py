@@ -58,6 +58,7 @@ class Connection:
         "_is_head",
         "_left",
         "_max_body",
+        "_may_skip_line",
         "_searched",
         "state",
     )
@@ -66,6 +67,7 @@ class Connection:
         self._max_body = max_body
         self._buffer = bytearray()
         self._searched = 0
+        self._may_skip_line = True
         self._h11 = h11.Connection(h11.SERVER)
         self._chunked: ChunkedBody | None = None
         self._is_head = False
@@ -94,9 +96,10 @@ class Connection:
             return None
         # RFC 9112 2.2: one empty line before a request, from clients that end a
         # body with a line break too many.
-        if buffer[:2] == b"\r\n" and not self._searched:
+        if self._may_skip_line and buffer[:2] == b"\r\n":
             del buffer[:2]
-        if not buffer or buffer == b"\r":
+            self._may_skip_line = False
+        if not buffer or (self._may_skip_line and buffer == b"\r"):
             return None
         try:
             size = find_head(buffer, self._searched)
@@ -244,5 +247,6 @@ class Connection:
             return False
         self._h11.start_next_cycle()
         self._is_head = False
+        self._may_skip_line = True
         self.state = State.HEAD
         return True

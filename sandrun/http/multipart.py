@@ -19,7 +19,7 @@ from enum import Enum, auto
 from typing import Final, NamedTuple, NoReturn
 from urllib.parse import unquote_to_bytes
 
-import multipart
+import multipart  # type: ignore[import-untyped]  # it ships no py.typed
 
 from sandrun.errors import RequestError
 from sandrun.paths import safe_relative_path

@@ -238,14 +238,14 @@ class Peer(Wire):
     def _end(self) -> None:
         """Close, after the peer has had the chance to read our last answer.
 
-        Closing a socket with unread bytes in it sends a reset, which may overtake
-        the answer. So if the peer may still be sending we shut our side, and read
-        and drop what comes for a moment. (RFC 9112 9.6)
+        Bytes that reach a closed socket are answered with a reset, which may overtake
+        the answer. So unless nothing is under way we shut our side, and read and drop
+        what comes until the peer closes or a moment has passed. (RFC 9112 9.6)
         """
         if self.closing or self.phase is Phase.OVER:
             return
-        unread = self.connection.state in (State.BODY, State.BROKEN) or self.connection.buffered
-        if self.ended or not unread or self.phase is Phase.LINGER:
+        idle = self.phase is Phase.IDLE and self.connection.state is State.HEAD
+        if self.ended or idle or self.phase is Phase.LINGER:
             self.phase = Phase.OVER
             self.close()
             return
