@@ -61,7 +61,7 @@ JOB_JSON: Final = "job.json"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-MAX_TIME_S: Final = 1 << 33  # the year 2242: later ones are lies
+MAX_TIME_S: Final = 1 << 32  # the year 2106: later ones are lies
 
 
 class UploadRefused(Exception):  # noqa: N818 - a refusal is not our error
@@ -219,6 +219,8 @@ class Tree:
             return self._last_fd
         self.close()
         at = self._root
+        if not path:
+            return at
         done = ""
         try:
             for step in path.split("/"):
@@ -390,6 +392,7 @@ _BLOCK: Final = 512
 # Behind name, mode, uid and gid: size, mtime, checksum, type, target, magic, prefix.
 _TAR: Final = struct.Struct("<12s12s8sc100s6s2x80x155s")
 _EXECUTABLE: Final = 0o111
+_NO_TAR: Final = "it is not a tar (ustar, pax or GNU)"
 _REFUSED_TYPES: Final = {
     b"1": "a hard link; pack the files themselves (tar --hard-dereference)",
     b"3": "a device",
@@ -427,6 +430,7 @@ class TarReader:
         self._tree = tree
         self._name = name
         self._meta = 0
+        self._begun = False
 
     def read_all(self) -> None:
         """Every member, then the end."""
@@ -448,7 +452,8 @@ class TarReader:
     def _block(self) -> bytes | None:
         block = self._stream.read(_BLOCK)
         if len(block) < _BLOCK:
-            self._refuse("the tar is cut off: its end marker is missing")
+            missing = "the tar is cut off: its end marker is missing"
+            self._refuse(missing if self._begun else _NO_TAR)
         return block if block.strip(b"\0") else None
 
     def _end(self) -> None:
@@ -467,7 +472,8 @@ class TarReader:
         name, mode = block[:100], block[100:108]
         size, mtime, checksum, kind, target, magic, prefix = _TAR.unpack_from(block, 124)
         if magic[:5] != b"ustar":
-            self._refuse("it is not a tar (ustar, pax or GNU)")
+            self._refuse("a tar header is damaged" if self._begun else _NO_TAR)
+        self._begun = True
         if _octal(checksum) != sum(block) - sum(block[148:156]) + 8 * 0x20:
             self._refuse("a tar header is damaged: wrong checksum")
         name = name.partition(b"\0")[0]
