@@ -3,7 +3,7 @@
 ::
 
     python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT]
-    python -m sandrun doctor | run | submit | version
+    python -m sandrun doctor | env | run | submit | version
 
 Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
 (EX_UNAVAILABLE) the host lacks something; both say what to do.
@@ -35,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
             from sandrun import doctor  # noqa: PLC0415 - starts without our dependencies
 
             return doctor.main(rest)
+        case "env":
+            from sandrun import env_command  # noqa: PLC0415
+
+            return env_command.main(rest)
         case "run" | "submit":
             from sandrun import client  # noqa: PLC0415
 
@@ -64,6 +68,7 @@ def serve(argv: list[str]) -> int:
         import msgspec  # noqa: PLC0415 - a missing dependency gets a sentence, not a traceback
 
         from sandrun import config, supervisor  # noqa: PLC0415
+        from sandrun.pool import environments  # noqa: PLC0415
         from sandrun.errors import ConfigError, HostError, SetupError  # noqa: PLC0415
     except ImportError as error:
         print(f"sandrun: {error}; install with: pip install .", file=sys.stderr)
@@ -75,7 +80,10 @@ def serve(argv: list[str]) -> int:
             settings = config.check(
                 msgspec.structs.replace(settings, http=http), "command line"
             )
-        return supervisor.serve(settings, announce)
+        directories, infos = environments.ensure(settings, logging.info)
+        return supervisor.serve(
+            environments.without_faulty(settings, infos), announce, directories, infos
+        )
     except ConfigError as error:
         print(f"sandrun: {error}", file=sys.stderr)
         return EX_CONFIG

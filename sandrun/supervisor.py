@@ -258,11 +258,13 @@ class Supervisor:
     def _make_welcome(self, probes: tuple[doctor.Probe, ...]) -> Welcome:
         default = self.manager.spawners["default"]
         infos = {info.name: info for info in self.environments}
+        usable = (
+            infos.get(name) or EnvironmentInfo(name=name, interpreter=env.interpreter)
+            for name, env in self.config.environments.items()
+        )
+        faulty = (i for i in self.environments if i.name not in self.config.environments)
         return Welcome(
-            environments=tuple(
-                infos.get(name) or EnvironmentInfo(name=name, interpreter=env.interpreter)
-                for name, env in self.config.environments.items()
-            ),
+            environments=(*usable, *faulty),
             interpreters=default.interpreters,
             layers={p.name: "on" if p.status == "ok" else p.detail for p in probes if p.layer},
             privacy=doctor.privacy_facts(probes),

@@ -1,0 +1,471 @@
+"""Named environments: packages that are there before the job is.
+Runs as: root (supervisor, or ``sandrun env``). I/O; blocks.
+
+An environment is a directory ``NAME-HASH`` laid out like a venv. It is mounted
+read-only at ``/opt/env``, whose ``bin`` comes first on a job's PATH; the
+interpreter in it is a link to the one in the sandbox's ``/usr``, and finds its
+packages by the ``pyvenv.cfg`` beside it, however it is started.
+
+Its life. The requirement lines, the interpreter and the index settings make up
+the *inputs*; while they are unchanged the directory is used as it is, without
+asking a network. Otherwise uv resolves them to a *lock* (exact versions, with the
+hashes of the files), and HASH is the lock's: an environment is rebuilt only when
+its lock changes. uv installs into a directory of its own uid, which is then
+given to root, without any write permission, and renamed into place.
+
+No code of a package runs here. Wheels only, so there is no ``setup.py``; modules
+are compiled by an interpreter that does not look at the directory (``-I -S``),
+because a ``.pth`` file in it would be executed at an interpreter's start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sandrun import requirements
+from sandrun.config import Config, Environment
+from sandrun.errors import HostError, SandrunError
+from sandrun.messages import EnvironmentInfo, Package
+from sandrun.pool import mounts, package_index, seccomp
+from sandrun.pool.builder import WORK
+from sandrun.pool.installer import UV, Installer, PackageError
+
+BUILD_UID_OFFSET: Final = -2  # below the id of http; the proxy's is one further down
+RECORD: Final = "sandrun-environment.json"
+_FORMAT: Final = 1  # of what is installed: a change rebuilds every environment
+_LOCK_BYTES: Final = 4 * 1024 * 1024  # 300 packages with the hashes of all their wheels
+_PROBE: Final = (
+    "import sys,sysconfig as s;print(sys.implementation.name,"
+    "*sys.version_info[:3],s.get_config_var('SOABI'))"
+)
+_TREES: Final = ("/usr/", "/bin/", "/lib/", "/lib64/")  # what a sandbox sees of the host
+_MAX_PACKAGES: Final = 1000  # listed by /environments
+
+Say = Callable[[str], None]
+
+
+class Python(msgspec.Struct, frozen=True, kw_only=True):
+    """An interpreter of the sandbox's root file system."""
+
+    program: str  # without links
+    version: str  # "3.11.2"
+    abi: str
+
+    @property
+    def name(self) -> str:
+        """``python3.11``."""
+        return "python" + ".".join(self.version.split(".")[:2])
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Lies in each environment's directory."""
+
+    inputs: str  # hash of what was asked for
+    lock: str
+    python: Python
+    packages: tuple[Package, ...]
+
+
+# ── what is asked for ────────────────────────────────────────────────────────
+
+
+def find_python(command: str, path: str = mounts.PATH) -> Python:
+    """The Python that ``command`` means in a sandbox. Raises :class:`PackageError`.
+
+    Never the server's own: that may live in a venv that no sandbox sees.
+    """
+    for directory in path.split(":"):
+        found = shutil.which(command, path=directory)
+        if found is None:
+            continue
+        program = os.path.realpath(found)
+        if program.startswith(_TREES):
+            return _probe(program)
+    raise PackageError(f"no {command} on {path}, which is what a sandbox has of this host")
+
+
+def _probe(program: str) -> Python:
+    try:
+        result = subprocess.run(  # noqa: S603 - an interpreter of the host's /usr
+            (program, "-I", "-S", "-c", _PROBE), capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise PackageError(f"{program}: {error}") from error
+    words = result.stdout.decode("utf-8", "replace").split()
+    if len(words) != 5 or words[0] != "cpython":  # noqa: PLR2004 - as _PROBE prints them
+        raise PackageError(f"{program} is not a CPython, so packages cannot be installed for it")
+    return Python(program=program, version=".".join(words[1:4]), abi=words[4])
+
+
+def inputs_hash(lines: Iterable[str], python: Python, index: package_index.Index) -> str:
+    """Changes when what is asked for does. An index's password does not count."""
+    constraints = [_text(Path(path)) for path in index.constraints]
+    asked = (
+        _FORMAT,
+        tuple(lines),
+        python,
+        [package_index.redact(url) for url in index.urls],
+        (index.no_index, index.best_match, constraints),
+    )
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()
+
+
+def lock_hash(lock: str, python: Python) -> str:
+    """Names the content: same lock, same interpreter, same packages."""
+    data = msgspec.json.encode((_FORMAT, lock, python, platform.machine()))
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+# ── locking and installing ───────────────────────────────────────────────────
+
+
+class Workshop:
+    """A directory for one build: owned by the installer's uid, gone afterwards."""
+
+    def __init__(self, parent: Path, uid: int) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=".build-", dir=parent))
+        for name in ("home", "cache", "tmp", "env"):
+            (self.path / name).mkdir()
+        for path in (self.path, *self.path.iterdir()):
+            os.chown(path, uid, uid)
+
+    def __enter__(self) -> Workshop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def give(self, name: str, text: str) -> str:
+        """A file for the installer to read; returns its path inside."""
+        (self.path / name).write_text(text, encoding="utf-8")
+        return f"{WORK}/{name}"
+
+    def take(self, name: str, most: int) -> str:
+        """A file that the installer has written. It may be anything: look first."""
+        fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode) or info.st_size > most:
+                raise PackageError(f"the installer's {name} is not a file of a fair size")
+            return file.read(most).decode("utf-8", "replace")
+
+
+def make_lock(
+    installer: Installer, workshop: Workshop, python: Python, lines: tuple[str, ...], **run: float
+) -> str:
+    """Resolve ``lines``. Raises :class:`PackageError` with the resolver's words."""
+    command = [UV, "pip", "compile", workshop.give("requirements.in", "\n".join(lines) + "\n")]
+    command += ["--output-file", f"{WORK}/lock.txt", "--generate-hashes", "--only-binary", ":all:"]
+    command += ["--python", python.program, "--no-annotate", "--no-header", "--quiet"]
+    constraints = "\n".join(_text(Path(path)) for path in installer.index.constraints)
+    if constraints.strip():
+        command += ["--constraints", workshop.give("constraints.txt", constraints)]
+    installer.run(workshop.path, (tuple(command),), projects=requirements.names(lines), **run)
+    return workshop.take("lock.txt", _LOCK_BYTES)
+
+
+def lay_out(directory: Path, python: Python, owner: int) -> None:
+    """The skeleton of a venv for :data:`mounts.ENVIRONMENT`. ``owner`` may fill it."""
+    site = site_packages(directory, python)
+    site.mkdir(parents=True)
+    (directory / "bin").mkdir()
+    for name in ("python", "python3", python.name):
+        (directory / "bin" / name).symlink_to(python.program)
+    (directory / "lib64").symlink_to("lib")
+    (directory / "pyvenv.cfg").write_text(
+        f"home = {os.path.dirname(python.program)}\n"
+        "include-system-site-packages = false\n"
+        f"version = {python.version}\n",
+        encoding="utf-8",
+    )
+    for path in (directory, directory / "bin", directory / "lib", site.parent, site):
+        os.chown(path, owner, owner)
+
+
+def site_packages(directory: Path, python: Python) -> Path:
+    """Where the packages are."""
+    return directory / "lib" / python.name / "site-packages"
+
+
+def install(
+    installer: Installer, workshop: Workshop, python: Python, lock: str, **run: float
+) -> Path:
+    """Install ``lock``; returns the finished directory, which is root's. Raises
+    :class:`PackageError`."""
+    directory = workshop.path / "env"
+    lay_out(directory, python, installer.uid)
+    names = tuple(line.partition("==")[0] for line in lock.splitlines() if "==" in line)
+    inside = mounts.ENVIRONMENT
+    sync = (UV, "pip", "sync", workshop.give("lock.txt.given", lock), "--require-hashes")
+    sync += ("--only-binary", ":all:", "--python", f"{inside}/bin/python3", "--quiet")
+    site = f"{inside}/lib/{python.name}/site-packages"
+    # unchecked: the tree never changes, so an import need not compare times.
+    # Files that are not Python 3 (templates, tests of syntax errors) fail: no matter.
+    code = (
+        "import compileall,os;"
+        f"compileall.compile_dir({site!r},quiet=2,workers=os.cpu_count(),maxlevels=40,"
+        "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"
+    )
+    compiling = (python.program, "-I", "-S", "-c", code)
+    installer.run(
+        workshop.path,
+        (sync, compiling) if names else (compiling,),
+        projects=names[:8],
+        writable=((str(directory), inside),),
+        **run,
+    )
+    seal(directory)
+    return directory
+
+
+def seal(directory: Path) -> None:
+    """Give a tree to root, readable by all, writable by none, without special bits.
+
+    What is in it was written by the installer's uid out of archives of strangers:
+    nothing is followed, and what is neither file, directory nor link is refused.
+    """
+    for root, names, files, root_fd in os.fwalk(directory, topdown=False, follow_symlinks=False):
+        for name in (*names, *files):
+            mode = os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode
+            os.chown(name, 0, 0, dir_fd=root_fd, follow_symlinks=False)
+            if stat.S_ISREG(mode):
+                os.chmod(name, 0o555 if mode & 0o111 else 0o444, dir_fd=root_fd)
+            elif not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode):
+                raise PackageError(f"{Path(root, name).name} is a special file")
+        os.fchown(root_fd, 0, 0)
+        os.fchmod(root_fd, 0o755)
+
+
+# ── an environment's directory ───────────────────────────────────────────────
+
+
+class Store:
+    """The directories of all named environments."""
+
+    def __init__(self, directory: str) -> None:
+        self.path = Path(directory)
+
+    def open(self) -> None:
+        """Make the directory; it must be root's alone. Raises :class:`PackageError`."""
+        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+        info = self.path.stat()
+        if info.st_uid != os.geteuid() or info.st_mode & 0o022:
+            raise PackageError(f"{self.path} may be written by others; chown root and chmod 755 it")
+
+    def of(self, name: str) -> list[tuple[Path, Record]]:
+        """(directory, record) of each build of ``name`` that is whole."""
+        found = []
+        for directory in self.path.glob(f"{name}-*"):
+            tail = directory.name.removeprefix(f"{name}-")
+            if len(tail) == 32 and "-" not in tail and (record := read_record(directory)):  # noqa: PLR2004 - as lock_hash makes it
+                found.append((directory, record))
+        return found
+
+    def adopt(self, built: Path, name: str, record: Record) -> Path:
+        """Move a finished build into place under its lock's hash."""
+        target = self.path / f"{name}-{lock_hash(record.lock, record.python)}"
+        write_record(built, record)
+        # A directory that others may see is never half there. (Two builders at once
+        # make the same content: the second finds the place taken.)
+        try:
+            built.rename(target)
+        except OSError:
+            if read_record(target) is None:
+                raise
+        return target
+
+    def prune(self, name: str, keep: Path) -> None:
+        """Remove the other builds of ``name``, and what killed builders have left."""
+        for directory, _ in self.of(name):
+            if directory != keep:
+                shutil.rmtree(directory, ignore_errors=True)
+        for left in self.path.glob(".build-*"):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def read_record(directory: Path) -> Record | None:
+    """The record of a finished build, or None."""
+    try:
+        return msgspec.json.decode((directory / RECORD).read_bytes(), type=Record)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def write_record(directory: Path, record: Record) -> None:
+    """Write it whole or not at all."""
+    new = directory / f"{RECORD}.new"
+    new.write_bytes(msgspec.json.encode(record))
+    new.chmod(0o444)
+    new.rename(directory / RECORD)
+
+
+def packages(site: Path) -> tuple[Package, ...]:
+    """Name and version of what is installed, from its metadata."""
+    found = {}
+    for distribution in distributions(path=[str(site)]):
+        name = _name(distribution)
+        if name and len(found) < _MAX_PACKAGES:
+            found[name.lower()] = Package(name=name[:128], version=str(distribution.version)[:128])
+    return tuple(found[key] for key in sorted(found))
+
+
+def _name(distribution: Distribution) -> str:
+    name = distribution.metadata["Name"]
+    return name if isinstance(name, str) else ""
+
+
+# ── all of them ──────────────────────────────────────────────────────────────
+
+
+class Environments:
+    """Builds what is missing. ``say`` gets a line for each step that takes time."""
+
+    def __init__(self, config: Config, say: Say, index: package_index.Index | None = None) -> None:
+        self.config = config
+        self.say = say
+        self.index = index or package_index.discover(config.packages, os.environ)
+        self.store = Store(config.pool.environments_dir)
+        self._installer: Installer | None = None
+
+    @property
+    def installer(self) -> Installer:
+        """Made when the first environment must be built."""
+        if self._installer is None:
+            uid = self.config.pool.uid_base + BUILD_UID_OFFSET
+            self._installer = Installer(
+                self.index,
+                uid,
+                seccomp.job_program("default"),
+                private_hosts=self.config.packages.private_hosts,
+                file_hosts=self.config.packages.file_hosts,
+            )
+        return self._installer
+
+    def python_of(self, environment: Environment) -> Python:
+        """Its interpreter. Raises :class:`PackageError`."""
+        return find_python(self.config.interpreters[environment.interpreter].command[0])
+
+    def ensure(self, name: str, *, upgrade: bool = False) -> tuple[str, EnvironmentInfo]:
+        """Directory ("" for none) and description. Raises :class:`SandrunError`, OSError."""
+        environment = self.config.environments[name]
+        info = EnvironmentInfo(
+            name=name,
+            interpreter=environment.interpreter,
+            description=environment.description[:4096],
+        )
+        if environment.path:
+            return environment.path, _existing(environment.path, info)
+        if not environment.packages:
+            return "", info
+        directory, record = self._built(name, environment, upgrade=upgrade)
+        return str(directory), msgspec.structs.replace(
+            info,
+            version=record.python.version,
+            packages=record.packages,
+        )
+
+    def _built(self, name: str, environment: Environment, *, upgrade: bool) -> tuple[Path, Record]:
+        python = self.python_of(environment)
+        lines = requirements.parse("\n".join(environment.packages))
+        inputs = inputs_hash(lines, python, self.index)
+        self.store.open()
+        builds = self.store.of(name)
+        for directory, record in builds:
+            if record.inputs == inputs and not upgrade:
+                return directory, record
+        started = time.monotonic()
+        self.say(f"environment {name}: resolving {len(lines)} requirements")
+        with Workshop(self.store.path, self.installer.uid) as workshop:
+            lock = make_lock(self.installer, workshop, python, lines)
+            for directory, old in builds:
+                if (old.lock, old.python) == (lock, python):
+                    record = msgspec.structs.replace(old, inputs=inputs)
+                    write_record(directory, record)
+                    self.say(f"environment {name}: its lock is unchanged")
+                    return directory, record
+            self.say(f"environment {name}: installing {lock.count('==')} packages")
+            built = install(self.installer, workshop, python, lock)
+            listed = packages(site_packages(built, python))
+            record = Record(inputs=inputs, lock=lock, python=python, packages=listed)
+            directory = self.store.adopt(built, name, record)
+        self.store.prune(name, directory)
+        self.say(f"environment {name}: built in {time.monotonic() - started:.1f} s")
+        return directory, record
+
+
+def _existing(path: str, info: EnvironmentInfo) -> EnvironmentInfo:
+    """An operator's own venv, used as it is."""
+    directory = Path(path)
+    if not directory.is_dir():
+        raise PackageError(f"path {path} is not a directory")
+    sites = sorted(directory.glob("lib/python3*/site-packages"))
+    version = sites[0].parent.name.removeprefix("python") if sites else ""
+    listed = packages(sites[0]) if sites else ()
+    return msgspec.structs.replace(info, version=version, packages=listed)
+
+
+def ensure(
+    config: Config, say: Say, *, names: Iterable[str] | None = None, upgrade: bool = False
+) -> tuple[dict[str, str], tuple[EnvironmentInfo, ...]]:
+    """Directory and description of every environment, built if need be.
+
+    One that fails does not stop the others: it has no directory, and its
+    description's ``fault`` says why.
+    """
+    environments = Environments(config, say)
+    directories: dict[str, str] = {}
+    infos = []
+    for name in config.environments if names is None else names:
+        try:
+            directory, info = environments.ensure(name, upgrade=upgrade)
+            directories[name] = directory
+        except (SandrunError, OSError) as error:
+            fault = package_index.redact(_words(error))
+            say(f"environment {name} cannot be used: {fault}")
+            info = EnvironmentInfo(
+                name=name,
+                interpreter=config.environments[name].interpreter,
+                description=config.environments[name].description[:4096],
+                fault=fault[:4096],
+            )
+        infos.append(info)
+    return directories, tuple(infos)
+
+
+def without_faulty(config: Config, infos: tuple[EnvironmentInfo, ...]) -> Config:
+    """``config`` without the environments that could not be built: none is started.
+
+    ``default`` stays, because it must; http refuses jobs for what has a fault.
+    """
+    faulty = {info.name for info in infos if info.fault} - {"default"}
+    kept = {name: env for name, env in config.environments.items() if name not in faulty}
+    return msgspec.structs.replace(config, environments=kept)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, requirements.RequirementsError):
+        return f"packages, {error}"
+    if isinstance(error, HostError):
+        return f"{error.what}; {error.cure}"
+    return str(error)

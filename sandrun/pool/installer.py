@@ -1,0 +1,242 @@
+"""One build from outside: starts its sandbox and its proxy, waits, reports.
+Runs as: root (supervisor, or ``sandrun env``). I/O; blocks, so call it in a thread.
+
+The installer is uv: five to a hundred times faster than pip, and it locks with
+hashes. It runs in a build sandbox (``builder.py``) whose network, if the index
+needs one at all, ends at ``proxy.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from sandrun.channel import Channel, Closed, close_all, pair
+from sandrun.errors import HostError, ProtocolError, SandrunError
+from sandrun.pool.builder import WORK, Build, Built, FromBuilder, Listening
+from sandrun.pool.package_index import Index, redact
+from sandrun.pool.proxy import Settings
+
+UV: Final = "/opt/uv"  # inside the sandbox
+_CA_FILE: Final = "/etc/ssl/ca.pem"
+_ELF: Final = b"\x7fELF"
+_WORDS: Final = 2000  # characters of an installer's message that we hand on
+_GRACE_S: Final = 15.0  # a builder that has not answered by then is killed
+
+
+class PackageError(SandrunError):
+    """Packages could not be had; the text is the installer's, without credentials."""
+
+
+def find_uv() -> str:
+    """Path of the uv binary. Raises :class:`HostError` with the cure."""
+    try:
+        import uv  # noqa: PLC0415 - an optional dependency
+
+        return str(uv.find_uv_bin())
+    except (ImportError, FileNotFoundError):
+        pass
+    for directory in os.get_exec_path():
+        program = shutil.which("uv", path=directory)
+        if program:
+            with open(program, "rb") as file:
+                if file.read(4) == _ELF:  # not the shim of a version manager
+                    return program
+    raise HostError("uv, which installs packages, is not on PATH", "pip install uv")
+
+
+class Installer:
+    """Runs installers for one host: same index, same ids, same filter."""
+
+    def __init__(
+        self,
+        index: Index,
+        uid: int,
+        program: bytes,
+        *,
+        private_hosts: tuple[str, ...] = (),
+        file_hosts: tuple[str, ...] = (),
+    ) -> None:
+        self.index = index
+        self.uid = uid  # of the installer; the proxy's is the one below
+        self.program = program
+        self.private_hosts = private_hosts
+        self.file_hosts = file_hosts
+        self.uv = find_uv()
+        self._default_index: str | None = None
+
+    def run(
+        self,
+        work: Path,
+        commands: tuple[tuple[str, ...], ...],
+        *,
+        projects: tuple[str, ...] = (),
+        writable: tuple[tuple[str, str], ...] = (),
+        timeout_s: float = 600.0,
+        control: tuple[tuple[str, ...], tuple[int, ...]] = ((), ()),
+    ) -> None:
+        """Run ``commands`` with ``work`` as :data:`WORK`. Raises :class:`PackageError`.
+
+        ``projects``: names whose index pages tell where the files are. ``control``:
+        a job group's control files, as (names, descriptors).
+        """
+        network = bool(projects) and self.index.uses_network
+        build = Build(
+            commands=commands,
+            env=self._environment(),
+            uid=self.uid,
+            program=self.program,
+            # multiprocessing makes its semaphores in /dev/shm
+            writable=((str(work), WORK), (str(work / "tmp"), "/dev/shm"), *writable),  # noqa: S108
+            read_only=self._read_only(),
+            network=network,
+            timeout_s=timeout_s,
+            control_files=control[0],
+        )
+        result = self._build(build, projects, control[1])
+        if result.timed_out:
+            raise PackageError(f"installing took longer than {timeout_s:g} s")
+        if result.status:
+            words = redact(result.text).replace(WORK + "/", "").strip()
+            raise PackageError(words[-_WORDS:] or f"the installer ended with {result.status}")
+
+    def _build(self, build: Build, projects: tuple[str, ...], control: tuple[int, ...]) -> Built:
+        ours, theirs = pair()
+        process = _exec("sandrun.pool.builder", theirs)
+        theirs.close()
+        received: Any = FromBuilder
+        channel: Channel[Build, FromBuilder] = Channel(ours, received)
+        proxy: subprocess.Popen[bytes] | None = None
+        try:
+            ours.settimeout(build.timeout_s + _GRACE_S)
+            channel.send(build, control)
+            while True:
+                message, fds = channel.receive()
+                if isinstance(message, Built):
+                    close_all(fds)
+                    return _with_refusals(message, proxy)
+                if isinstance(message, Listening) and len(fds) == 1 and proxy is None:
+                    proxy = self._start_proxy(socket.socket(fileno=fds[0]), projects)
+                else:
+                    close_all(fds)
+        except (Closed, ProtocolError, TimeoutError, OSError) as error:
+            raise PackageError(f"the build sandbox failed: {error or 'it ended'}") from error
+        finally:
+            channel.close()
+            process.kill()
+            process.wait()
+            if proxy is not None:
+                proxy.kill()
+                proxy.wait()
+
+    def _start_proxy(
+        self, listener: socket.socket, projects: tuple[str, ...]
+    ) -> subprocess.Popen[bytes]:
+        process = _exec(
+            "sandrun.pool.proxy", listener, str(self.uid - 1), stdin=subprocess.PIPE, said=True
+        )
+        listener.close()
+        assert process.stdin is not None  # noqa: S101 - it is a pipe
+        process.stdin.write(msgspec.msgpack.encode((self.proxy_settings(projects), self.program)))
+        process.stdin.close()
+        return process
+
+    def proxy_settings(self, projects: tuple[str, ...]) -> Settings:
+        """What the build may reach."""
+        index = self.index
+        urls = [url for url in index.urls if url.startswith(("http://", "https://"))]
+        if not index.index_url and not index.no_index:
+            urls.append(self.default_index)
+        named = Index(extra_index_urls=tuple(urls))
+        upstream = index.proxy.get("HTTPS_PROXY", "") or index.proxy.get("ALL_PROXY", "")
+        return Settings(
+            hosts=(*named.remote_hosts, *self.file_hosts),
+            private_hosts=self.private_hosts,
+            index_urls=tuple(urls),
+            projects=projects,
+            ports=named.remote_ports,
+            ca_file=index.ca_file,
+            upstream=upstream,
+        )
+
+    @property
+    def default_index(self) -> str:
+        """The index that uv asks when it is told none: uv knows, we do not name one."""
+        if self._default_index is None:
+            out = subprocess.run(  # noqa: S603
+                (self.uv, "pip", "compile", "-", "--emit-index-url", "--no-header", "-q", "-n"),
+                input=b"",
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={"UV_NO_CONFIG": "1", "UV_PYTHON": sys.executable, "HOME": "/nonexistent"},
+                check=False,
+            ).stdout.decode()
+            words = out.split()
+            if "--index-url" not in words:
+                raise PackageError("uv does not tell its default index; set [packages] index_url")
+            self._default_index = words[words.index("--index-url") + 1]
+        return self._default_index
+
+    def _environment(self) -> dict[str, str]:
+        env = self.index.environment()
+        if self.index.ca_file:
+            env["SSL_CERT_FILE"] = _CA_FILE
+        return env | {
+            "PATH": "/usr/bin:/bin",
+            "HOME": f"{WORK}/home",
+            "TMPDIR": f"{WORK}/tmp",
+            "LANG": "C.UTF-8",
+            "NO_COLOR": "1",
+            "UV_CACHE_DIR": f"{WORK}/cache",
+            "UV_NO_CONFIG": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "UV_NO_PROGRESS": "1",
+            "UV_LINK_MODE": "copy",
+            "UV_HTTP_TIMEOUT": "60",
+            "UV_CONCURRENT_DOWNLOADS": "8",
+        }
+
+    def _read_only(self) -> tuple[tuple[str, str], ...]:
+        binds = [(self.uv, UV)]
+        if self.index.ca_file:
+            binds.append((os.path.realpath(self.index.ca_file), _CA_FILE))
+        for path in dict.fromkeys(self.index.readable_paths):
+            if not os.path.exists(path):
+                continue  # pip passes over a directory that is not there, and so do we
+            if not path.startswith("/usr/"):
+                binds.append((path, path))
+        return tuple(binds)
+
+
+def _with_refusals(built: Built, proxy: subprocess.Popen[bytes] | None) -> Built:
+    """An installer only sees "403"; what the proxy refused and why, it has said itself."""
+    if not built.status or proxy is None or proxy.stderr is None:
+        return built
+    proxy.kill()
+    lines = dict.fromkeys(proxy.stderr.read(_WORDS).decode("utf-8", "replace").splitlines())
+    refusals = [line for line in lines if line.startswith("the proxy refused")]
+    return msgspec.structs.replace(built, text="\n".join((built.text, *refusals[:3])))
+
+
+def _exec(
+    module: str,
+    sock: socket.socket,
+    *more: str,
+    stdin: int = subprocess.DEVNULL,
+    said: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Start a module of ours with one socket and nothing else."""
+    return subprocess.Popen(  # noqa: S603 - our own module
+        (sys.executable, "-I", "-m", module, str(sock.fileno()), *more),
+        stdin=stdin,
+        stderr=subprocess.PIPE if said else None,
+        pass_fds=(sock.fileno(),),
+        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+    )

@@ -1,0 +1,89 @@
+"""Requirement lines, checked and re-emitted clean. Pure.
+
+The file of a client is never given to an installer: pip's format holds options
+(``--index-url`` would fetch from anywhere, ``-r /etc/passwd`` reads files of the
+host), URLs and paths. Each line is parsed as a PEP 508 requirement and written
+again from what was understood; everything else is refused with its line named.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from sandrun.errors import SandrunError
+
+MAX_BYTES: Final = 64 * 1024  # a lock of 300 packages without hashes is 6 KiB
+MAX_LINES: Final = 500
+MAX_LINE: Final = 512
+_COMMENT: Final = re.compile(r"(^|\s+)#.*$")  # as pip sees one
+
+
+class RequirementsError(SandrunError):
+    """A line that cannot be had. ``line`` counts from 1."""
+
+    def __init__(self, line: int, text: str, why: str) -> None:
+        super().__init__(f"line {line}: {text[:120]!r}: {why}")
+        self.line = line
+
+
+def parse(text: str) -> tuple[str, ...]:
+    """Requirement lines of ``text``: checked, normalised, sorted, each once.
+
+    Raises :class:`RequirementsError`.
+    """
+    if len(text) > MAX_BYTES:
+        raise RequirementsError(1, "", f"the file is larger than {MAX_BYTES // 1024} KiB")
+    found = set()
+    for number, line in _logical_lines(text.removeprefix("\ufeff")):
+        found.add(_clean(number, line))
+        if len(found) > MAX_LINES:
+            raise RequirementsError(number, line, f"more than {MAX_LINES} requirements")
+    return tuple(sorted(found))
+
+
+def _logical_lines(text: str) -> list[tuple[int, str]]:
+    """(number, content) without comments and empty lines, continuations joined."""
+    lines = []
+    start, pending = 0, ""
+    for number, raw in enumerate(text.splitlines(), 1):
+        start = start if pending else number
+        joined = pending + raw
+        if joined.endswith("\\"):
+            pending = joined[:-1]
+            continue
+        pending = ""
+        line = _COMMENT.sub("", joined).strip()
+        if line:
+            lines.append((start, line))
+    if pending.strip():
+        lines.append((start, pending.strip()))
+    return lines
+
+
+def _clean(number: int, line: str) -> str:
+    if len(line) > MAX_LINE:
+        raise RequirementsError(number, line, f"longer than {MAX_LINE} characters")
+    if line.startswith("-") or " --" in line:
+        raise RequirementsError(
+            number, line, "options are not taken; the server has its own index and makes the hashes"
+        )
+    if "://" in line or line.startswith(("/", ".", "~")) or line.endswith((".whl", ".tar.gz")):
+        raise RequirementsError(
+            number, line, "URLs and paths are not taken, only names and versions of the index"
+        )
+    try:
+        requirement = Requirement(line)
+    except (InvalidRequirement, RecursionError) as error:
+        why = str(error).splitlines()[0] if str(error) else "too deep"
+        raise RequirementsError(number, line, f"not a requirement: {why}") from error
+    if requirement.url:
+        raise RequirementsError(number, line, "URLs and paths are not taken")
+    return str(requirement)
+
+
+def names(lines: tuple[str, ...]) -> tuple[str, ...]:
+    """Names of the distributions that the lines ask for."""
+    return tuple(Requirement(line).name for line in lines)
