@@ -1,0 +1,174 @@
+"""Directories dropped, chosen and pasted; what is left out; what is warned of."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+WALK = """
+import os
+for directory, names, files in sorted(os.walk(".")):
+    print("D", directory)
+    for name in sorted(files):
+        path = os.path.join(directory, name)
+        print("F", path, os.path.getsize(path))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """300 files in nested directories: several scripts, spaces, long names, empty ones."""
+    root = tmp_path / "My project ✦"
+    names = ["plain.txt", "with space.txt", "日本語.txt", "файл.txt", "ملف.txt", "emoji 🏜️.txt", "é.txt",
+             "quote'\".txt", "<b>&amp;.txt", "#hash?.txt", "x" * 120 + ".txt"]  # fmt: skip
+    for i in range(299 - len(names)):
+        names.append(f"deep {i % 7}/{'nested/' * (i % 5)}file_{i}.dat")
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * number)
+    (root / "empty").mkdir()
+    (root / "hollow" / "inside").mkdir(parents=True)
+    (root / "main.py").write_text(WALK)
+    return root
+
+
+def walk(root):
+    """What WALK prints for this directory."""
+    import os
+
+    lines = []
+    for directory, _, files in sorted(os.walk(root)):
+        place = os.path.relpath(directory, root)
+        lines.append(f"D {'.' if place == '.' else './' + place}")
+        lines += [
+            f"F {'' if place == '.' else ''}./{'' if place == '.' else place + '/'}{name} {os.path.getsize(os.path.join(directory, name))}"
+            for name in sorted(files)
+        ]
+    return lines
+
+
+def raw_log(page, server):
+    return server.client.get(f"/logs/{job_id(page)}", headers={"Accept": "text/plain"}).text
+
+
+def job_id(page):
+    return re.search(r"#job=([\w-]+)", page.raw.url)[1]
+
+
+def test_a_nested_directory_of_300_files_arrives_whole(page, server, project):
+    page.drop(project)
+    expect(page.raw.get_by_role("tab", name="Code")).to_contain_text("300")
+    page.run()
+    assert raw_log(page, server).splitlines() == walk(project)
+
+
+def test_what_is_usually_not_wanted_is_left_out_and_one_click_takes_it(page, server, tmp_path):
+    root = tmp_path / "project"
+    for path in ("main.py", "node_modules/pkg/index.js", ".git/HEAD", "src/__pycache__/a.pyc"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(WALK if path == "main.py" else "x")
+    page.drop(root)
+    notice = page.raw.locator(".notice", has_text="Left out")
+    for name in (".git", "node_modules", "src/__pycache__"):
+        expect(notice).to_contain_text(name)
+    page.button("Include node_modules").click()
+    expect(notice).not_to_contain_text("node_modules")
+    page.run()
+    text = raw_log(page, server)
+    assert "./node_modules/pkg/index.js" in text
+    assert ".git" not in text
+    assert "__pycache__" not in text
+
+
+def test_likely_secrets_raise_a_warning_and_can_be_taken_out(page, server, tmp_path):
+    for path in (".env", "keys/id_rsa", ".env.example"):
+        (tmp_path / "p" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / path).write_text("SECRET")
+    (tmp_path / "p" / "main.py").write_text(WALK)
+    page.drop(tmp_path / "p")
+    notice = page.raw.locator(".notice", has_text="secrets")
+    expect(notice).to_contain_text("2 files")
+    notice.get_by_role("button", name="Remove").click()
+    expect(notice).to_have_count(0)
+    page.run()
+    text = raw_log(page, server)
+    assert "id_rsa" not in text
+    assert ".env.example" in text
+
+
+def test_job_json_in_the_drop_fills_the_form(page, tmp_path):
+    job = {"entrypoint": "go.py", "args": ["a b", "c"], "memory_mb": 128, "outputs": ["out/*"], "env": {"K": "v"}, "stdin": "in"}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "job.json").write_text(json.dumps(job))
+    (tmp_path / "p" / "go.py").write_text("import sys, os\nprint(sys.argv[1:], os.environ['K'], sys.stdin.read())\n")
+    page.drop(tmp_path / "p")
+    expect(page.raw.locator(".command")).to_contain_text("python3 go.py 'a b' c")
+    page.settings()
+    expect(page.raw.locator("#f-memory_mb")).to_have_value("128")
+    expect(page.raw.get_by_label("Patterns")).to_have_value("out/*")
+    page.raw.get_by_label("Arguments").fill("")  # the form wins, also where it is emptied
+    page.run()
+    expect(page.log).to_contain_text("[] v in")
+
+
+def test_a_folder_can_be_chosen(page, tmp_path):
+    (tmp_path / "chosen" / "lib").mkdir(parents=True)
+    (tmp_path / "chosen" / "main.py").write_text("import lib.tool\n")
+    (tmp_path / "chosen" / "lib" / "tool.py").write_text("print('imported')\n")
+    page.raw.locator("input[webkitdirectory]").set_input_files(tmp_path / "chosen")
+    expect(page.raw.locator(".tree")).to_contain_text("tool.py")
+    page.run()
+    expect(page.log).to_contain_text("imported")
+
+
+def test_a_script_can_be_pasted(page):
+    page.button("Open files").click()
+    page.raw.locator(".menu-item", has_text="Empty the workspace").click()
+    expect(page.raw.get_by_text("Drop a directory here")).to_be_visible()
+    page.raw.evaluate("navigator.clipboard.writeText('#!/bin/sh\\necho pasted\\n')")
+    page.raw.keyboard.press("Control+v")
+    expect(page.raw.locator(".command")).to_contain_text("main.sh")
+    page.run()
+    expect(page.log).to_contain_text("pasted")
+
+
+def test_a_dropped_file_can_be_edited_before_it_runs(page, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "main.py").write_text("print(open('word.txt').read())\n")
+    (tmp_path / "p" / "word.txt").write_text("before")
+    page.drop(tmp_path / "p")
+    page.raw.locator(".tree .row-main", has_text="word.txt").click()
+    page.write("after")
+    page.run()
+    assert page.log_lines() == ["after"]
+
+
+def test_output_patterns_show_what_they_match_while_they_are_typed(page, tmp_path):
+    for path in ("main.py", "data/a.csv", "data/b.csv", "notes.md"):
+        (tmp_path / "p" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / path).write_text("pass")
+    page.drop(tmp_path / "p")
+    page.settings()
+    patterns = page.raw.get_by_label("Patterns")
+    patterns.fill("data/*.csv")
+    expect(page.raw.get_by_text("Matches 2 files of yours")).to_be_visible()
+    patterns.fill("data/*.csv\n!b.*")
+    expect(page.raw.get_by_text("Matches 1 file of yours")).to_be_visible()
+
+
+def test_an_upload_over_the_limit_is_refused_with_the_limit_before_it_is_sent(open_page, start_server, tmp_path):
+    import os
+
+    server = start_server("[http]\nmax_upload_mb = 1\n[rate_limit]\nenabled = false\n")
+    page = open_page(server.url)
+    page.is_ready()
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "main.py").write_text("pass")
+    (tmp_path / "p" / "noise.bin").write_bytes(os.urandom(3 * 1024 * 1024))
+    page.drop(tmp_path / "p")
+    page.start()
+    alert = page.raw.get_by_role("alert")
+    expect(alert).to_contain_text("Too large")
+    expect(alert).to_contain_text("1 MB")

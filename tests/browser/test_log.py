@@ -1,0 +1,156 @@
+"""The live log: order, colours, size, and what it survives."""
+
+import os
+import re
+import signal
+
+import pytest
+from playwright.sync_api import expect
+from servers import NO_RATE_LIMIT, descendants
+
+HUNDRED_THOUSAND = """
+for i in range(100_000):
+    print(f"line {i} " + "x" * (i % 120))
+"""
+
+
+def scroller(page):
+    return page.raw.get_by_role("log")
+
+
+def test_markup_and_escape_sequences_are_shown_as_text_and_as_classes(page):
+    page.run(
+        """
+import sys
+print("<img src=x onerror=document.title='owned'><script>alert(1)</script>")
+print("\\x1b[31mred\\x1b[0m \\x1b[1;44mblue\\x1b[0m \\x1b[38;2;1;2;3mexact\\x1b[0m")
+print("\\x1b]0;title\\x07after the title \\x1b[2J\\x1b[Hstill \\x00 here")
+print("to stderr", file=sys.stderr)
+"""
+    )
+    expect(page.log).to_contain_text("<img src=x onerror=document.title='owned'><script>alert(1)</script>")
+    assert page.raw.locator(".log img, .log script").count() == 0
+    assert page.raw.title().startswith("Completed")
+    expect(page.raw.locator(".log-line .fg1")).to_have_text("red")
+    expect(page.raw.locator(".log-line .bg4.a-bold")).to_have_text("blue")
+    exact = page.raw.locator(".log-line span", has_text=re.compile("^exact$"))
+    assert exact.evaluate("(e) => getComputedStyle(e).color") == "rgb(1, 2, 3)"
+    expect(page.log).to_contain_text("after the title still ␀ here")
+    expect(page.raw.locator(".log-line.stderr")).to_contain_text("to stderr")
+    expect(page.raw.locator(".log-line.stderr .label")).to_have_text("err")  # not by colour alone
+
+
+def test_a_progress_bar_stays_on_one_line(page):
+    page.run("for i in range(101): print(f'\\rdone {i}%', end='', flush=True)\nprint('\\nend')\n")
+    assert page.log_lines() == ["done 100%", "end"]
+
+
+def test_100_000_lines_stay_smooth_and_searchable(page):
+    page.run(HUNDRED_THOUSAND)
+    expect(page.raw.locator(".log .facts").first).to_contain_text("100,000 lines")
+    expect(page.raw.locator(".log-line .text").last).to_have_text(re.compile("^line 99999 "))
+    assert page.raw.locator(".log-line").count() < 200  # only what can be seen is in the document
+    # A long way in small steps: no frame is blocked for long, and the lines are the right ones.
+    worst = scroller(page).evaluate(
+        """async (log) => {
+          let worst = 0
+          for (let step = 0; step <= 60; step++) {
+            const start = performance.now()
+            log.scrollTop = (log.scrollHeight * step) / 60
+            await new Promise(requestAnimationFrame)
+            worst = Math.max(worst, performance.now() - start)
+          }
+          log.scrollTop = 0
+          return worst
+        }"""
+    )
+    print(f"slowest of 60 scroll steps: {worst:.0f} ms")
+    expect(page.raw.locator(".log-line .text").first).to_have_text("line 0 ")
+    page.button("Search the log").click()
+    page.raw.get_by_label("Search the log", exact=True).last.fill("line 54321 ")
+    expect(page.raw.locator(".search .facts")).to_have_text("1 of 1")
+    expect(page.raw.locator(".log-line.found .hit")).to_have_text("line 54321 ")
+
+
+def test_following_stops_when_the_user_scrolls_up_and_comes_back(page):
+    page.write("import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n")
+    page.start()
+    log = scroller(page)
+    page.raw.wait_for_function("document.querySelector('.log-scroll').scrollTop > 200")
+    log.hover()
+    page.raw.mouse.wheel(0, -2000)
+    expect(page.button("Follow")).to_be_visible()
+    top = log.evaluate("(e) => e.scrollTop")
+    lines = int(re.search(r"[\d,]+", page.raw.locator(".log .facts").first.text_content())[0].replace(",", ""))
+    expect(page.raw.locator(".log .facts").first).to_contain_text(re.compile(f"{lines + 20}|{lines + 40}|{lines + 60}"))
+    assert log.evaluate("(e) => e.scrollTop") == top
+    page.button("Follow").click()
+    expect(page.button("Follow")).to_have_count(0)
+    page.raw.keyboard.press("Control+.")
+    page.ended("Cancelled")
+
+
+def test_the_log_can_be_copied_and_downloaded(page):
+    page.run("import sys\nsys.stdout.buffer.write(b'bytes \\xff\\n')\nprint('end')\n")
+    page.button("Copy the log").click()
+    expect(page.raw.locator(".toast")).to_contain_text("copied")
+    assert page.clipboard() == "bytes \ufffd\nend\n"
+    with page.raw.expect_download() as download:
+        page.button("Download the log").click()
+    assert open(download.value.path(), "rb").read() == b"bytes \xff\nend\n"
+
+
+NUMBERS = """
+import time
+for i in range(400):
+    print("number", i, flush=True)
+    time.sleep(0.01)
+"""
+ALL_NUMBERS = [f"number {i}" for i in range(400)]
+
+
+def copied_lines(page):
+    page.button("Copy the log").click()
+    expect(page.raw.locator(".toast")).to_contain_text("copied")
+    return page.clipboard().splitlines()
+
+
+def test_a_log_goes_on_across_a_server_restart_without_a_lost_or_doubled_line(open_page, start_server):
+    server = start_server(NO_RATE_LIMIT)
+    page = open_page(server.url)
+    page.is_ready()
+    page.write(NUMBERS)
+    page.start()
+    expect(page.log).to_contain_text("number 20")
+    [http] = [pid for pid in descendants(server.process.pid) if b"sandrun.http" in open(f"/proc/{pid}/cmdline", "rb").read()]
+    os.kill(http, signal.SIGKILL)
+    page.ended()
+    assert copied_lines(page) == ALL_NUMBERS
+
+
+@pytest.mark.parametrize("blocked", ["websocket", "websocket and events"])
+def test_where_a_proxy_blocks_the_stream_the_page_falls_back(page, blocked):
+    """WebSocket, else Server-Sent Events, else polling: the same lines on one cursor."""
+    page.raw.route_web_socket(re.compile("/stream"), lambda socket: socket.close())
+    asked = []
+
+    def on_stream(route):
+        asked.append(route.request.headers.get("accept"))
+        if "events" in blocked:
+            route.fulfill(status=502, body="bad gateway")
+        else:
+            route.continue_()
+
+    page.raw.route(re.compile("/logs/[^/]+/stream"), on_stream)
+    page.run(NUMBERS)
+    assert "text/event-stream" in asked
+    assert copied_lines(page) == ALL_NUMBERS
+
+
+def test_a_reloaded_page_finds_its_running_job_and_all_its_lines(page):
+    page.write(NUMBERS)
+    page.start()
+    expect(page.log).to_contain_text("number 20")
+    page.raw.reload()
+    page.ended()
+    assert copied_lines(page) == ALL_NUMBERS

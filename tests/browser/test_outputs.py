@@ -1,0 +1,155 @@
+"""What a job hands back: previews, downloads, and when it is gone."""
+
+import io
+import json
+import re
+import tarfile
+import zipfile
+
+import pytest
+from playwright.sync_api import expect
+
+FILES = r'''
+import json, os, struct, zlib
+
+def png(width, height):
+    rows = b"".join(b"\0" + bytes([x % 256, y % 256, 120]) * 1 + bytes(3 * (width - 1)) for y, x in zip(range(height), range(height)))
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+os.makedirs("out/sub")
+open("out/plot.png", "wb").write(png(64, 48))
+open("out/vector.svg", "w").write('<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30"><script>parent.document.title="owned"</script><rect width="40" height="30" fill="teal"/></svg>')
+open("out/table.csv", "w").write('name,value\n"comma, inside",1.5\n<b>bold</b>,2\n')
+json.dump({"list": [1, None], "text": "<i>"}, open("out/data.json", "w"))
+open("out/sub/notes.md", "w").write("# Title\n\n<script>document.title='owned'</script> **bold**\n")
+open("out/blob.bin", "wb").write(bytes(range(256)))
+open("out/empty.txt", "w").close()
+'''
+
+
+def job_id(page):
+    return re.search(r"#job=([\w-]+)", page.raw.url)[1]
+
+
+@pytest.fixture
+def done(page):
+    page.run(FILES)
+    expect(page.outputs).to_have_count(7)
+    return page
+
+
+def test_every_kind_of_file_has_its_preview(done):
+    page = done
+    for name, width in (("out/plot.png", 64), ("out/vector.svg", 40)):
+        page.look_at(name)
+        image = page.preview.locator("img")
+        expect(image).to_be_visible()
+        assert image.evaluate("(e) => e.decode().then(() => e.naturalWidth)") == width
+    page.look_at("out/table.csv")
+    expect(page.preview.locator("th")).to_have_text(["name", "value"])
+    expect(page.preview.locator("td")).to_have_text(["comma, inside", "1.5", "<b>bold</b>", "2"])
+    page.look_at("out/data.json")
+    expect(page.preview.locator("pre")).to_contain_text('"text": "<i>"')
+    page.look_at("out/sub/notes.md")
+    expect(page.preview.locator("pre")).to_contain_text("<script>document.title='owned'</script> **bold**")
+    page.look_at("out/blob.bin")
+    expect(page.preview.locator(".hex")).to_contain_text("40 41 42 43")
+    page.look_at("out/empty.txt")
+    expect(page.preview).to_contain_text("empty")
+    assert page.raw.locator(".preview script, .preview i > i").count() == 0
+    assert page.raw.title().startswith("Completed")
+
+
+def test_hostile_names_are_shown_as_text_and_can_still_be_downloaded(page):
+    hostile = "<img src=x onerror=alert(1)>\n\u202egnp.txt"
+    page.run(f"open({hostile!r}, 'w').write('harmless')\nopen('..%2f..%2fup', 'w').write('up')\n")
+    shown = page.raw.locator(".output bdi", has_text="<img src=x")
+    expect(shown).to_have_text("<img src=x onerror=alert(1)>␊⟨202E⟩gnp.txt")
+    assert page.raw.locator(".output img").count() == 0
+    for start, content in (("<img", b"harmless"), ("..%2f", b"up")):
+        with page.raw.expect_download() as download:
+            page.raw.locator(".output", has_text=start).get_by_role("button", name=re.compile("Download")).click()
+        assert open(download.value.path(), "rb").read() == content
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "tar"])
+def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterwards(done, server, kind):
+    page = done
+    identity = job_id(page)
+    files = server.client.get(f"/outputs/{identity}").json()["files"]
+    expected = {file["path"]: server.client.get(file["download_url"]).content for file in files}
+    page.button("Download all").click()
+    page.raw.locator(".segmented label", has_text=re.compile(f"^{re.escape(kind)}$")).click()
+    expect(page.raw.get_by_text("are deleted from the server")).to_be_visible()
+    with page.raw.expect_download() as download:
+        page.button("Download and delete").click()
+    data = open(download.value.path(), "rb").read()
+    if kind == "zip":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            found = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+    else:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            found = {m.name: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()}
+    assert found == expected
+    expect(page.headline).to_have_text("Downloaded, and deleted from the server")
+    assert "#job=" not in page.raw.url
+    page.raw.wait_for_function(
+        "async (id) => (await fetch(`/status/${id}`)).status === 404", arg=identity
+    )
+
+
+def test_the_archive_can_be_downloaded_and_the_job_kept(done, server):
+    page = done
+    page.button("Download all").click()
+    page.raw.get_by_label("Keep the job on the server").check()
+    with page.raw.expect_download():
+        page.raw.locator(".download-form button").click()
+    expect(page.raw.locator(".toast")).to_contain_text("stays on the server")
+    assert server.client.get(f"/status/{job_id(page)}").status_code == 200
+
+
+def test_chosen_files_come_as_one_archive_and_nothing_is_deleted(done, server):
+    page = done
+    for name in ("out/table.csv", "out/sub/notes.md"):
+        page.raw.get_by_label(f"Choose {name}").check()
+    with page.raw.expect_download() as download:
+        page.button("2 chosen").click()
+    with tarfile.open(download.value.path()) as archive:
+        assert sorted(archive.getnames()) == ["out/sub/notes.md", "out/table.csv"]
+        assert archive.extractfile("out/table.csv").read().startswith(b"name,value")
+    assert server.client.get(f"/status/{job_id(page)}").status_code == 200
+
+
+def test_one_file_is_downloaded_and_its_hash_checked(done):
+    with done.raw.expect_download() as download:
+        done.button("Download out/data.json").click()
+    assert json.load(open(download.value.path()))["text"] == "<i>"
+    expect(done.raw.locator(".toast")).to_contain_text("SHA-256 checked")
+
+
+def test_the_countdown_is_shown_and_delete_now_deletes_now(done, server):
+    page = done
+    expect(page.raw.locator(".expiry b")).to_have_text(re.compile(r"^(59:\d\d|1:00:00)$"))
+    identity = job_id(page)
+    page.button("Delete now").click()
+    assert server.client.get(f"/status/{identity}").status_code == 200  # it asks first
+    page.button("Press again").click()
+    expect(page.headline).to_have_text("Deleted from the server")
+    assert server.client.get(f"/status/{identity}").status_code == 404
+    expect(page.button("Download all")).to_have_count(0)
+
+
+def test_a_failed_job_hands_back_its_files_too(page):
+    page.run("open('partial.txt', 'w').write('so far')\nraise SystemExit(3)\n", "Failed with exit code 3")
+    expect(page.outputs).to_have_text(["partial.txt"])
+    expect(page.preview.locator("pre")).to_contain_text("so far")
+
+
+def test_a_job_whose_time_is_up_says_so(open_page, start_server):
+    server = start_server("[rate_limit]\nenabled = false\n[retention]\nfinished_seconds = 3\n")
+    page = open_page(server.url)
+    page.is_ready()
+    page.run("print('short lived')\n")
+    expect(page.headline).to_have_text("No longer on the server")
+    expect(page.log).to_contain_text("short lived")

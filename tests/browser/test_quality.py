@@ -1,0 +1,141 @@
+"""What holds everywhere: accessibility, sizes, themes, weight, policy."""
+
+import gzip
+import re
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import expect
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+
+BUSY = """
+import sys
+print("\\x1b[31mred\\x1b[32m green\\x1b[33m yellow\\x1b[34m blue\\x1b[35m magenta\\x1b[36m cyan\\x1b[0m plain")
+print("warning", file=sys.stderr)
+open("table.csv", "w").write("a,b\\n1,2\\n")
+open("data.json", "w").write('{"a": [1, null, "x"]}')
+"""
+
+
+def serious(page):
+    """axe-core's serious and critical findings, readable."""
+    page.raw.evaluate(AXE)  # through the debugger: the page's policy refuses foreign scripts
+    found = page.raw.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [
+        (rule["id"], node["target"], node["failureSummary"])
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_axe_finds_nothing_serious(open_page, server, theme):
+    page = open_page(server.url, theme=theme, reduced_motion="reduce")
+    page.is_ready()
+    assert serious(page) == []
+    page.run(BUSY)
+    page.look_at("data.json")
+    expect(page.preview.locator("pre")).to_be_visible()
+    assert serious(page) == []
+    page.look_at("table.csv")
+    page.settings()
+    assert serious(page) == []
+    page.code()
+    page.run("data = bytearray(2**30)\n", re.compile("^Stopped"))
+    assert serious(page) == []
+    for name in ("Privacy and isolation", "Jobs of this tab", "Keyboard"):
+        page.button(name).click()
+        expect(page.raw.get_by_role("dialog")).to_be_visible()
+        assert serious(page) == []
+        page.raw.keyboard.press("Escape")
+    page.button("Open files").click()
+    assert serious(page) == []
+
+
+@pytest.mark.parametrize("width", [360, 768, 1024, 1440, 1920, 3840])
+def test_no_width_scrolls_sideways_or_hides_the_run_button(open_page, server, width):
+    page = open_page(server.url, width=width, height=max(640, width * 9 // 16), theme="light")
+    page.is_ready()
+    page.run("print('w' * 500)\nopen('name_' * 20 + '.txt', 'w').write('x' * 500)\n")
+    page.settings()
+    assert page.raw.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("Run", "Examples", "Open files", "Privacy and isolation", "Share", "Download all"):
+        box = page.button(re.compile(f"^{name}")).bounding_box()
+        assert box["x"] >= 0, name
+        assert box["x"] + box["width"] <= width, name
+
+
+def test_the_page_weighs_less_than_200_kb_and_asks_nobody_else(open_page, server):
+    page = open_page("about:blank")
+    asked = []
+    page.raw.on("response", asked.append)
+    page.raw.goto(server.url)
+    page.is_ready()
+    assert all(response.url.startswith((server.url, "data:")) for response in asked)
+    total = 0
+    for response in asked:
+        if response.request.resource_type in ("document", "script", "stylesheet"):
+            total += response.request.sizes()["responseBodySize"]
+    print(f"page: {total} bytes on the wire")
+    assert total < 200_000
+
+
+def test_nothing_moves_while_the_page_loads_or_a_job_succeeds(open_page, server):
+    page = open_page("about:blank")
+    page.raw.add_init_script(
+        """window.shifts = []
+        new PerformanceObserver((list) => { for (const e of list.getEntries()) shifts.push([e.value, e.sources.map((s) => s.node?.className)]) })
+          .observe({ type: 'layout-shift', buffered: true })"""
+    )
+    page.raw.goto(server.url)
+    page.is_ready()
+    assert page.raw.evaluate("shifts") == []
+    page.run("print('still')\n")
+    total = sum(value for value, _ in page.raw.evaluate("shifts"))
+    assert total < 0.01, page.raw.evaluate("shifts")
+
+
+def test_a_strict_policy_is_sent_and_kept(page, server):
+    policy = server.client.get("/", headers={"Accept": "text/html"}).headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert page.raw.evaluate("() => { try { return Function('return 1')() } catch { return 'refused' } }") == "refused"
+    page.run(BUSY)  # and the fixture fails if anything was refused that the page needs
+
+
+def test_theme_follows_the_system_and_can_be_chosen(open_page, server):
+    page = open_page(server.url, theme="light")
+    background = "getComputedStyle(document.documentElement).backgroundColor"
+    light = page.raw.evaluate(background)
+    page.button(re.compile("^Theme")).click()
+    dark = page.raw.evaluate(background)
+    assert light != dark
+    page.raw.reload()
+    assert page.raw.evaluate(background) == dark
+
+
+def test_reduced_motion_stops_all_animation(open_page, server):
+    page = open_page(server.url, reduced_motion="reduce")
+    page.is_ready()
+    page.write("import time\nprint('on', flush=True)\ntime.sleep(100)\n")
+    page.start()
+    expect(page.log).to_contain_text("on")
+    running = page.raw.evaluate("document.getAnimations().filter((a) => a.playState === 'running').length")
+    assert running == 0
+    page.raw.keyboard.press("Control+.")
+    page.ended("Cancelled")
+
+
+def test_the_end_is_announced_to_screen_readers(page):
+    page.run("print(1)\nopen('x', 'w').write('y')\n")
+    expect(page.raw.locator("[aria-live=polite]")).to_have_text("Completed. 1 output file.")
+
+
+def test_the_vendored_files_come_with_their_licences():
+    vendor = Path(__file__).parents[2] / "frontend" / "vendor"
+    assert "MIT" in (vendor / "vue.LICENSE.txt").read_text()
+    assert "Apache License" in (vendor / "htm.LICENSE.txt").read_text()
+    assert len(gzip.compress((vendor / "vue.runtime.esm-browser.prod.js").read_bytes())) < 50_000
