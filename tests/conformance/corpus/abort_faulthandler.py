@@ -1,0 +1,6 @@
+import faulthandler
+import os
+faulthandler.enable()
+def f():
+    os.abort()
+f()

@@ -1,0 +1,3 @@
+# args: --unknown
+import argparse
+argparse.ArgumentParser().parse_args()

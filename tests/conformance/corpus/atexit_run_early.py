@@ -1,0 +1,5 @@
+import atexit
+atexit.register(print, "callback")
+atexit._run_exitfuncs()
+print("still here")
+atexit.register(print, "second")

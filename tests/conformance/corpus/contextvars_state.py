@@ -1,0 +1,2 @@
+import contextvars
+print(list(contextvars.copy_context().items()))

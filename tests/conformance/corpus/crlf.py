@@ -1,0 +1,2 @@
+print("carriage", __doc__)
+print("return")

@@ -1,0 +1,5 @@
+import sys
+def hook(*_):
+    raise ValueError("in the hook")
+sys.excepthook = hook
+raise LookupError("original")

@@ -1,0 +1,3 @@
+import sys
+print("three")
+sys.exit(3)

@@ -1,0 +1,5 @@
+import faulthandler
+import sys
+def inner():
+    faulthandler.dump_traceback(file=sys.stderr)
+inner()

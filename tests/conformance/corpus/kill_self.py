@@ -1,0 +1,4 @@
+import os
+import signal
+print("buffered")
+os.kill(os.getpid(), signal.SIGTERM)

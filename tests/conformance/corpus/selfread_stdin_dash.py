@@ -1,0 +1,2 @@
+# stdin: data\n
+print(open(0).read())

@@ -1,0 +1,4 @@
+import signal
+for number in sorted(signal.valid_signals()):
+    print(number, signal.getsignal(number))
+print(signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.set_wakeup_fd(-1), signal.getitimer(0))

@@ -1,0 +1,3 @@
+# stdin: ab\xff\xfe
+import sys
+print(ascii(sys.stdin.read()))

@@ -1,0 +1,3 @@
+import subprocess
+p = subprocess.Popen(["/bin/sleep", "0.01"])
+print("leaves")

@@ -1,0 +1,3 @@
+error = ValueError("x")
+getattr(error, "add_note", print)("a note")
+raise error

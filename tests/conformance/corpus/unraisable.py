@@ -1,0 +1,6 @@
+class D:
+    def __del__(self):
+        raise ValueError("ignored")
+d = D()
+del d
+print("on")
