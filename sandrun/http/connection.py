@@ -60,6 +60,7 @@ class Connection:
         "_max_body",
         "_may_skip_line",
         "_searched",
+        "_whole",
         "state",
     )
 
@@ -71,6 +72,7 @@ class Connection:
         self._h11 = h11.Connection(h11.SERVER)
         self._chunked: ChunkedBody | None = None
         self._is_head = False
+        self._whole = False  # the answer was written by send_whole
         self._left = 0  # bytes of a body with Content-Length not yet seen
         self.state = State.HEAD
 
@@ -225,11 +227,29 @@ class Connection:
         """End of the body. Raises :class:`h11.LocalProtocolError` if it is too short."""
         return self._h11.send(h11.EndOfMessage()) or b""
 
+    def send_whole(self, status: int, headers: Headers, body: bytes) -> list[bytes | memoryview]:
+        """A whole answer at once; ``headers`` has its Content-Length, if it has one.
+
+        Written here and not by h11: its state machine guards a stream of events
+        against mistakes that a single write cannot make, and costs as much again as
+        parsing the request did (35 of 150 µs). The fields must have been checked.
+        """
+        if self.state is State.DONE and self._h11.their_state is h11.DONE:
+            self._whole = True
+            pieces: list[bytes | memoryview] = [whole_head(status, headers)]
+            if body and not self._is_head:
+                pieces.append(body)
+            return pieces
+        pieces = [self.send_head(status, headers)]
+        if body and not self._is_head:
+            pieces += self.send_data(body)
+        return [*pieces, self.send_end()]
+
     def refuse(self, status: int, headers: Headers, body: bytes) -> bytes:
         """A whole answer to something that is no valid request. Nothing is parsed after it."""
         self.state = State.BROKEN
         headers += [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        head = self.send_head(status, headers)
+        head = whole_head(status, headers)
         return head if self._is_head else head + body
 
     @property
@@ -237,16 +257,25 @@ class Connection:
         """Whether, request and answer being complete, another request may follow."""
         return (
             self.state is State.DONE
-            and self._h11.our_state is h11.DONE
             and self._h11.their_state is h11.DONE
+            and (self._whole or self._h11.our_state is h11.DONE)
         )
 
     def next_cycle(self) -> bool:
         """Be ready for the next request; False if the connection must close."""
         if not self.can_cycle:
             return False
-        self._h11.start_next_cycle()
-        self._is_head = False
+        if self._whole:
+            self._h11 = h11.Connection(h11.SERVER)
+        else:
+            self._h11.start_next_cycle()
+        self._whole = self._is_head = False
         self._may_skip_line = True
         self.state = State.HEAD
         return True
+
+
+def whole_head(status: int, headers: Headers) -> bytes:
+    """Status line, fields and blank line."""
+    line = b"HTTP/1.1 %d %b\r\n" % (status, REASONS.get(status, b""))
+    return b"".join((line, *(b"%b: %b\r\n" % field for field in headers), b"\r\n"))

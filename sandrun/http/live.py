@@ -85,21 +85,20 @@ class LiveExchange:
 
     async def respond(self, response: Response) -> None:
         """See :class:`Exchange`."""
-        fields = fields_of(response.headers)
-        body = response.body
         bodiless = response.status in BODILESS
-        if response.content_type and not bodiless:
-            fields.append((b"content-type", response.content_type.encode("latin-1")))
+        if bodiless:
+            fields, body = fields_of(response.headers), b""
+        else:
+            fields = fields_of((*response.headers, ("Content-Type", response.content_type)))
             body = compress(response, self.request.headers, fields)
-        pieces = [self._head(response.status, fields, None if bodiless else len(body))]
-        if body and not self._bodiless and not bodiless:
-            pieces += self._connection.send_data(body)
-        pieces.append(self._connection.send_end())
+        self._begin_answer(fields, None if bodiless else len(body))
+        pieces = self._connection.send_whole(response.status, fields, body)
         self.finished = True
         self._peer.write_pieces(pieces)
         await self._peer.drain()
 
-    def _head(self, status: int, fields: Fields, length: int | None) -> bytes | memoryview:
+    def _begin_answer(self, fields: Fields, length: int | None) -> None:
+        """Add what only the server knows to ``fields``."""
         if self.started:
             raise RuntimeError("the exchange is already answered")
         if self._peer.closing:
@@ -111,7 +110,6 @@ class LiveExchange:
         if not self._peer.keeps_alive:
             fields.append((b"connection", b"close"))
         self.started = True
-        return self._connection.send_head(status, fields)
 
     async def start(
         self, status: int, headers: Sequence[tuple[str, str]], length: int | None
@@ -119,8 +117,9 @@ class LiveExchange:
         """See :class:`Exchange`."""
         self._bodiless = self._bodiless or status in BODILESS
         self._left = length
-        sent_length = None if status in BODILESS else length
-        self._peer.write(self._head(status, fields_of(headers), sent_length))
+        fields = fields_of(headers)
+        self._begin_answer(fields, None if status in BODILESS else length)
+        self._peer.write(self._connection.send_head(status, fields))
         await self._peer.drain()
 
     async def write(self, data: bytes | memoryview) -> None:
