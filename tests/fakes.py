@@ -350,6 +350,8 @@ class FakePool:
         self.call(act)
 
     def _on_zygote(self, zygote: FakeZygote) -> None:
+        if zygote.closed:
+            return  # by a message of http that came in the same turn
         try:
             message, fds = zygote.channel.receive()
         except BlockingIOError:

@@ -25,10 +25,11 @@ class _Reply(msgspec.Struct, kw_only=True):
 class SubmitBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """JSON body of /submit and /run. ``code`` is the one-liner's form.
 
-    ``files`` maps relative paths to text; ``manifest`` is the manifest part.
+    ``files`` maps relative paths to text; ``manifest`` is the manifest part, which
+    ``sandrun.manifest`` reads from its own bytes.
     """
 
-    manifest: dict[str, Any] | None = None
+    manifest: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     files: dict[str, str] | None = None
     code: str | None = None
     interpreter: str | None = None
@@ -46,7 +47,7 @@ class FileSize(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ValidateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Body of /validate: a manifest and the paths (with sizes, if known)."""
 
-    manifest: dict[str, Any] = {}
+    manifest: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
     files: list[str | FileSize] = []
 
 
@@ -161,21 +162,18 @@ class RunReply(Status):
     outputs: list[InlineOutput]
 
 
-class LogRecord(_Reply):
-    """One piece of output. ``t`` is in seconds since the job began."""
+class LogRecord(_Reply, omit_defaults=True):
+    """One piece of output. ``t`` is in seconds since the job began.
+
+    ``stream`` is "stdout", "stderr", "system" (said by sandrun) or "gap": from the
+    middle of a log over its cap ``dropped_bytes`` were lost here.
+    """
 
     seq: int
     t: float
     stream: str
     data: str
-
-
-class LogGap(_Reply):
-    """Output lost from the middle of a log over its cap."""
-
-    seq: int
-    dropped_bytes: int
-    event: str = "gap"
+    dropped_bytes: int = 0
 
 
 class LogEnd(_Reply):
@@ -191,7 +189,7 @@ class Logs(_Reply):
 
     stdout: str
     stderr: str
-    records: list[LogRecord | LogGap]
+    records: list[LogRecord]
     cursor: int
     dropped_bytes: int
     status: str
@@ -347,6 +345,7 @@ class PatternMatch(_Reply):
 
     pattern: str
     files: list[str]
+    complete: bool = True  # false: there was too much to look at everything
 
 
 class Validated(_Reply):

@@ -21,6 +21,7 @@ from sandrun.http.metrics import Metrics
 from sandrun.http.queue import FairQueue
 from sandrun.http.quota import Client, Quota
 from sandrun.http.spool import Budget
+from sandrun.manifest import Rules
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -47,13 +48,14 @@ class App:
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
+        max_ended: int = 100_000,
     ) -> None:
         self.config = config
         self.clock = clock
         self.wall = wall
         self.loop = loop
         self.worker_id = "worker_" + random_bytes(6).hex()
-        self.registry = Registry(config.retention, random_bytes)
+        self.registry = Registry(config.retention, random_bytes, max_ended)
         self.quota = Quota(config.rate_limit, random_bytes, clock())
         self.queue: FairQueue[Job] = FairQueue()
         self.budget = Budget(config.http.max_uploads_total_mb * MIB)
@@ -67,7 +69,7 @@ class App:
         self.draining = False
         self.drained = asyncio.Event()  # nothing runs any more, or the supervisor is gone
         self.active: set[Job] = set()  # dispatched and not ended
-        self._warm_of_extension: dict[str, str] = {}
+        self.rules = Rules(maxima=self.maxima, interpreters={}, environments=())
         self._waiting: dict[tuple[str, str], int] = {}
         self._unsaid: set[tuple[str, str]] = set()  # kinds whose number the pool may not know
         self._service_s = 1.0  # running average of a job's time in a sandbox
@@ -130,13 +132,15 @@ class App:
     def kind(self, spec: JobSpec) -> tuple[str, str]:
         """(environment, warm interpreter) that suits ``spec`` best, as far as one can tell."""
         interpreter = spec.interpreter
-        if interpreter is None and spec.entrypoint is not None:
-            _, dot, extension = spec.entrypoint.rpartition(".")
-            interpreter = self._warm_of_extension.get("." + extension) if dot else None
         if interpreter is None:
+            # An archive: PID 1 will find out. Most likely it is what the environment is for.
             environment = self.config.environments.get(spec.environment)
             interpreter = environment.interpreter if environment else ANY
         return spec.environment, interpreter
+
+    def extension(self, interpreter: str) -> str:
+        """What a file for ``interpreter`` is called, or ""."""
+        return next(iter(self.rules.interpreters.get(interpreter, ())), "")
 
     def position(self, job: Job) -> int:
         """Place in the queue, 1 is next; 0 when it does not wait."""
@@ -188,16 +192,33 @@ class App:
             self._waiting.pop(kind, None)
         self._unsaid.add(kind)
 
+    def gauges(self) -> dict[str, float]:
+        """For /metrics."""
+        pool = self.pool
+        return {
+            "queue_length": len(self.queue),
+            "active_jobs": len(self.active),
+            "jobs_kept": len(self.registry),
+            "ready_zygotes": self.leases.ready_count,
+            "pool_capacity": pool.capacity if pool else 0,
+            "pool_booting": pool.booting if pool else 0,
+            "pool_busy": pool.busy if pool else 0,
+            "pool_fault": 1 if pool and pool.fault else 0,
+            "upload_bytes": self.budget.used,
+            "retained_bytes": self.registry.retained_bytes,
+            "clients": len(self.quota),
+        }
+
     # ── what the pool says ───────────────────────────────────────────────────
 
     def on_welcome(self, welcome: Welcome) -> None:
         """The node introduces itself."""
         self.welcome = welcome
-        self._warm_of_extension = {
-            extension: interpreter.name
-            for interpreter in welcome.interpreters
-            for extension in interpreter.extensions
-        }
+        self.rules = Rules(
+            maxima=self.maxima,
+            interpreters={known.name: known.extensions for known in welcome.interpreters},
+            environments=tuple(known.name for known in welcome.environments),
+        )
         self.welcomed.set()
 
     def on_pool_state(self, state: PoolState) -> None:

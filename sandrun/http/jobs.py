@@ -23,10 +23,10 @@ from base64 import urlsafe_b64encode
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from sandrun.job import ExitReason, JobSpec, OutputFile, Usage, Verdict
+from sandrun.job import MIB, ExitReason, JobSpec, OutputFile, Usage, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sandrun.config import Retention
     from sandrun.http.quota import Client
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ID_BYTES: Final = 18  # 144 bits: 24 characters without padding
 MIN_QUEUE_S: Final = 60.0  # a job with a time-out of a second may still wait its turn
 WATCHDOG_S: Final = 60.0  # past all of a job's own limits: unpacking and collecting included
+JOB_BYTES: Final = 16 * 1024  # of a job that left nothing: its record and two descriptors' pages
 READ_GRACE_S: Final = 300.0  # a failed job stays so long after somebody looked at it
 
 
@@ -141,6 +142,7 @@ class Job:
         "verdict",
         "view_id",
         "wall_offset",
+        "watched",
         "watchers",
     )
 
@@ -178,6 +180,7 @@ class Job:
         self.started: float | None = None
         self.ended: float | None = None
         self.deadline = now + max(spec.limits.timeout_s, MIN_QUEUE_S)
+        self.watched: float | None = None  # when the registry looks at it next
         self.returned = 0
         self.cancelled = False
         self.kept: Kept | None = None
@@ -277,8 +280,14 @@ class Job:
 class Registry:
     """All jobs: by secret, by idempotency key, by deadline."""
 
-    def __init__(self, retention: Retention, random_bytes: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        retention: Retention,
+        random_bytes: Callable[[int], bytes],
+        max_ended: int = 1_000_000,
+    ) -> None:
         self._retention = retention
+        self._max_ended = max_ended  # each holds two descriptors
         self._random = random_bytes
         self._key = random_bytes(32)
         self._by_secret: dict[bytes, tuple[Job, bool]] = {}
@@ -324,6 +333,9 @@ class Registry:
 
     def watch(self, job: Job) -> None:
         """Look at ``job`` again at its deadline."""
+        if job.watched is not None and job.watched <= job.deadline:
+            return  # the entry that is there comes first, and then moves
+        job.watched = job.deadline
         self._count += 1
         heapq.heappush(self._deadlines, (job.deadline, self._count, job))
 
@@ -340,33 +352,42 @@ class Registry:
         """
         found = []
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, job = heapq.heappop(self._deadlines)
-            if self._hash(job.id) not in self._by_secret:
-                continue
+            when, _, job = heapq.heappop(self._deadlines)
+            if job.watched != when:
+                continue  # a later entry that an earlier one has replaced, or wiped
+            job.watched = None
             if job.deadline > now:
                 self.watch(job)
             else:
                 found.append(job)
         return found
 
+    def _tidy(self) -> None:
+        """Wiped jobs leave their entry behind: drop these before they are the most."""
+        if len(self._deadlines) > 2 * len(self) + 1000:
+            self._deadlines = [e for e in self._deadlines if e[2].watched == e[0]]
+            heapq.heapify(self._deadlines)
+
     # ── retention ────────────────────────────────────────────────────────────
 
     def ended(self, job: Job, now: float) -> list[Job]:
         """``job`` has ended: set its expiry. Returns what must go for lack of room."""
-        self._ended[job] = job.retained_bytes
-        self.retained_bytes += job.retained_bytes
+        size = job.retained_bytes + JOB_BYTES
+        self._ended[job] = size
+        self.retained_bytes += size
         completed = job.verdict is not None and job.verdict.succeeded
         keep_s = self._retention.finished_seconds if completed else self._retention.failed_seconds
         job.deadline = now + keep_s
         self.watch(job)
-        limit = self._retention.total_mb * 1024 * 1024
         evicted: list[Job] = []
-        room = self.retained_bytes - limit
+        over_bytes = self.retained_bytes - self._retention.total_mb * MIB
+        over_jobs = len(self._ended) - self._max_ended
         for old, size in self._ended.items():
-            if room <= 0:
+            if over_bytes <= 0 and over_jobs <= 0:
                 break
             evicted.append(old)
-            room -= size
+            over_bytes -= size
+            over_jobs -= 1
         return evicted
 
     def on_read(self, job: Job, now: float) -> None:
@@ -380,17 +401,20 @@ class Registry:
         if self._by_secret.pop(self._hash(job.id), None) is None:
             return
         del self._by_secret[self._hash(job.view_id)]
+        job.watched = None
         if job.idempotency_key is not None:
             self._by_idempotency.pop((id(job.client), job.idempotency_key), None)
         self.retained_bytes -= self._ended.pop(job, 0)
         if job.kept is not None:
             job.kept.release()
             job.kept = None
+        self._tidy()
         job.notify()
 
     def holds(self, job: Job) -> bool:
         """Whether its ids still lead to it."""
         return self._hash(job.id) in self._by_secret
 
-    def __iter__(self):  # type: ignore[no-untyped-def]
+    def __iter__(self) -> Iterator[Job]:
+        """All jobs."""
         return iter([job for job, owner in self._by_secret.values() if owner])

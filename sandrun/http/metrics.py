@@ -31,7 +31,7 @@ class Metrics:
     def __init__(self) -> None:
         self.jobs: Counter[str] = Counter()  # by exit reason
         self.refusals: Counter[str] = Counter()  # by problem code
-        self.requests: Counter[tuple[str, int]] = Counter()  # by route and status
+        self.requests: Counter[str] = Counter()  # by route
         self.upload_bytes = 0
         self.phases = {phase: Histogram() for phase in PHASES}
 
@@ -49,8 +49,8 @@ class Metrics:
         ]
         lines.append("# TYPE sandrun_requests_total counter")
         lines += [
-            f'sandrun_requests_total{{route="{route}",status="{status}"}} {count}'
-            for (route, status), count in sorted(self.requests.items())
+            f'sandrun_requests_total{{route="{route}"}} {count}'
+            for route, count in sorted(self.requests.items())
         ]
         lines.append("# TYPE sandrun_upload_bytes_total counter")
         lines.append(f"sandrun_upload_bytes_total {self.upload_bytes}")

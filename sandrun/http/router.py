@@ -8,7 +8,6 @@ path with another method is 405 with ``Allow``.
 from __future__ import annotations
 
 from typing import Final, NamedTuple
-from urllib.parse import unquote_to_bytes
 
 from sandrun.errors import RequestError
 
@@ -83,10 +82,12 @@ class Router:
         methods[route.method] = route.name
 
     def match(self, method: str, path: str) -> Match:
-        """``path`` as it stood in the request line, without the query.
+        """``path`` is percent-decoded; an escaped slash has been refused before.
 
         Raises :class:`RequestError` 404 and 405.
         """
+        if path == "*" and method == "OPTIONS":
+            return Match("options", allow=("GET", "HEAD", "POST", "DELETE", "OPTIONS"))
         methods = self._exact.get(path)
         if methods is not None:
             return Match(_choose(methods, method), path=path, allow=_allow(methods))
@@ -96,11 +97,11 @@ class Router:
             raise not_found()
         methods = self._by_id.get((f"/{first}", f"/{tail}" if slash else ""))
         if methods is not None:
-            return Match(_choose(methods, method), unescape(job_id), "", _allow(methods))
+            return Match(_choose(methods, method), job_id, "", _allow(methods))
         methods = self._by_id.get((f"/{first}", "/{path}")) if slash else None
         if methods is None:
             raise not_found()
-        return Match(_choose(methods, method), unescape(job_id), unescape(tail), _allow(methods))
+        return Match(_choose(methods, method), job_id, tail, _allow(methods))
 
 
 def _choose(methods: dict[str, str], method: str) -> str:
@@ -126,13 +127,3 @@ def _allow(methods: dict[str, str]) -> tuple[str, ...]:
 def not_found() -> RequestError:
     """One 404 for everything: unknown path, unknown, expired and foreign job."""
     return RequestError(404, "not_found", "there is nothing here (or no longer)")
-
-
-def unescape(text: str) -> str:
-    """Percent-decoding; bytes that are not UTF-8 become surrogate escapes.
-
-    The result is only ever compared with names we hold, never opened.
-    """
-    if "%" not in text:
-        return text
-    return unquote_to_bytes(text).decode("utf-8", "surrogateescape")

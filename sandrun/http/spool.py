@@ -28,7 +28,8 @@ SEALS: Final = (
     fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 )
 JOB_JSON: Final = "job.json"
-MAX_JOB_JSON: Final = 256 * 1024
+MAX_JOB_JSON: Final = 64 * 1024  # manifest.MAX_BYTES
+FIRST_LINE: Final = 256
 PER_FILE_BYTES: Final = 64  # msgpack around an inline file, rounded up
 ARCHIVES: Final = ((".tar.gz", "tar"), (".tgz", "tar"), (".tar", "tar"), (".zip", "zip"))
 UNSUPPORTED: Final = (
@@ -66,11 +67,27 @@ class Spooled(NamedTuple):
 
     files: tuple[InlineFile, ...]
     upload: Upload | None
-    paths: tuple[str, ...]  # of plain files
+    parts: tuple[UploadPart, ...]  # of the upload
     has_archive: bool
     job_json: bytes | None
     digest: hashlib._Hash
     charge: int
+
+    def plain_files(self) -> list[tuple[str, bool]]:
+        """(path, executable) of everything that is no archive."""
+        found = [(file.path, file.executable) for file in self.files]
+        found += [(part.path, part.executable) for part in self.parts if part.kind == "file"]
+        return found
+
+    def first_line(self, path: str) -> bytes:
+        """The first 256 bytes of a plain file."""
+        for file in self.files:
+            if file.path == path:
+                return file.data[:FIRST_LINE]
+        for part in self.parts:
+            if part.path == path and self.upload is not None:
+                return os.pread(self.upload.fd, min(part.size, FIRST_LINE), part.offset)
+        return b""
 
 
 def archive_kind(name: str) -> str:
@@ -226,12 +243,9 @@ class Spool:
             self._size += written
             view = view[written:]
 
-    def finish(self, beside_bytes: int = 0) -> Spooled:
-        """Seal and hand over. ``beside_bytes``: what else the Dispatch must carry."""
+    def finish(self) -> Spooled:
+        """Seal and hand over."""
         _no_file_is_a_directory(self._paths)
-        if self._fd < 0 and self._inline_size + beside_bytes > 2 * INLINE_MAX_BYTES:
-            self._path = ""
-            self._spill()
         upload = self._seal() if self._fd >= 0 else None
         files = tuple(
             InlineFile(path=path, data=bytes(data), executable=_executable(data))
@@ -239,9 +253,9 @@ class Spool:
         )
         charge, self._charge = self._charge, 0
         job_json = bytes(self._job_json) if self._job_json is not None else None
-        archives = {part.path for part in self._parts if part.kind != "file"}
-        paths = tuple(path for path in self._paths if path not in archives)
-        return Spooled(files, upload, paths, bool(archives), job_json, self._digest, charge)
+        parts = tuple(self._parts)
+        has_archive = any(part.kind != "file" for part in parts)
+        return Spooled(files, upload, parts, has_archive, job_json, self._digest, charge)
 
     def _seal(self) -> Upload:
         offset = self._size
@@ -249,6 +263,11 @@ class Spool:
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, SEALS)
         fd, self._fd = self._fd, -1
         return Upload(fd, offset, self._size - offset)
+
+    def take_back(self, spooled: Spooled) -> None:
+        """What was handed over is not wanted: free it with ``close``."""
+        self._fd = spooled.upload.fd if spooled.upload else -1
+        self._charge = spooled.charge
 
     def close(self) -> None:
         """Free what was not handed over."""

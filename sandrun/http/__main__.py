@@ -1,0 +1,165 @@
+"""The http process: ``python -m sandrun.http``, started by the supervisor only.
+
+Everything comes as an inherited descriptor (control channel, listening sockets,
+config, certificate, seccomp filter), so that nothing has to be opened later. The
+order of START_STEPS is the point: whatever needs a privilege, a path or an import
+is done before :func:`confine`; the event loop is made after it, because libuv
+would otherwise keep an io_uring, which no filter sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import uvloop
+
+from sandrun.confine import confine
+from sandrun.config import Config
+from sandrun.errors import SandrunError
+from sandrun.http import tls
+from sandrun.http.app import App
+from sandrun.http.handlers import Handlers
+from sandrun.http.server import Server
+from sandrun.http.static import Static, find_frontend
+from sandrun.messages import Drain, Ready
+
+if TYPE_CHECKING:
+    import ssl
+
+CLOSE_GRACE_S: Final = 3.0  # for answers that are on their way when the last job has ended
+SPARE_FDS: Final = 1000  # beside connections and kept jobs: zygotes, uploads, the loop
+
+log: Final = logging.getLogger("sandrun.http")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until the supervisor says Drain. Returns the exit status."""
+    options = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s http %(levelname)s %(message)s")
+    # Ctrl-C reaches the whole process group; it is the supervisor who decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        config = msgspec.msgpack.decode(read_fd(options.config), type=Config)
+        context = tls_context(options)
+        static = Static(find_frontend())
+        program = read_fd(options.filter) if options.filter is not None else None
+        files = raise_file_limit()
+        drop(options)
+        gc.collect()
+        gc.freeze()  # what the start made stays: no collection looks at it again
+        confine(program)
+    except (SandrunError, OSError, msgspec.DecodeError) as error:
+        log.error("cannot start: %s", error)
+        return 1
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(options, config, static, context, files))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """All but the flags are numbers of descriptors."""
+    parser = argparse.ArgumentParser(prog="python -m sandrun.http")
+    parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--listen", type=int, required=True)
+    parser.add_argument("--admin", type=int)
+    parser.add_argument("--config", type=int, required=True)
+    parser.add_argument("--filter", type=int)
+    parser.add_argument("--tls-cert", type=int)
+    parser.add_argument("--tls-key", type=int)
+    parser.add_argument("--uid", type=int, help="become this user and group")
+    parser.add_argument("--allow-root", action="store_true", help="for tests")
+    return parser.parse_args(argv)
+
+
+def read_fd(fd: int) -> bytes:
+    """A whole memory descriptor; closes it."""
+    with os.fdopen(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
+
+
+def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
+    """From the certificate's and the key's descriptors; closes them."""
+    if options.tls_cert is None:
+        return None
+    names = (options.tls_cert, options.tls_key)
+    context = tls.server_context(*(f"/proc/self/fd/{fd}" for fd in names))
+    for fd in names:
+        os.close(fd)
+    return context
+
+
+def raise_file_limit() -> int:
+    """Every kept job holds two descriptors. Returns the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+def drop(options: argparse.Namespace) -> None:
+    """Root → ``--uid``. Raises :class:`SandrunError` if we would go on as root."""
+    if options.uid is not None and os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(options.uid, options.uid, options.uid)
+        os.setresuid(options.uid, options.uid, options.uid)
+    if 0 in (*os.getresuid(), *os.getresgid()) and not options.allow_root:
+        raise SandrunError("http does not run as root; give --uid")
+
+
+async def serve(
+    options: argparse.Namespace,
+    config: Config,
+    static: Static,
+    context: ssl.SSLContext | None,
+    files: int,
+) -> int:
+    """From Welcome to the last job's end."""
+    loop = asyncio.get_running_loop()
+    control = socket.socket(fileno=options.control)
+    listener = socket.socket(fileno=options.listen)
+    max_ended = max(1000, (files - config.http.max_connections - SPARE_FDS) // 2)
+    app = App(config, control, loop, max_ended=max_ended)
+    loop.add_signal_handler(signal.SIGTERM, app.on_drain, Drain(grace_s=0.0))
+    await app.welcomed.wait()
+    server = Server(Handlers(app, static), config.http)
+    urls = (url_of(listener, secure=context is not None),)
+    running = [asyncio.create_task(server.serve([listener], context))]
+    servers = [server]
+    if options.admin is not None:
+        admin = Server(Handlers(app, static, admin=True), config.http)
+        running.append(asyncio.create_task(admin.serve([socket.socket(fileno=options.admin)])))
+        servers.append(admin)
+    await asyncio.sleep(0)  # the servers have begun to accept
+    app.leases.send(Ready(urls=urls))
+    ended = asyncio.create_task(app.drained.wait())
+    await asyncio.wait([ended, *running], return_when=asyncio.FIRST_COMPLETED)
+    failed = [task for task in running if task.done()]
+    await asyncio.gather(*(one.drain(CLOSE_GRACE_S) for one in servers))
+    app.close()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*running)
+    return 1 if failed else 0
+
+
+def url_of(listener: socket.socket, *, secure: bool) -> str:
+    """Where a listening socket is reached."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{Path(os.fsdecode(name))}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"{'https' if secure else 'http'}://{host}:{name[1]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Reading a job's log: all at once, or as it grows. I/O: pread only; unprivileged.
+
+A follower costs an Event and one step's bytes, however slow it is: it reads at its
+own pace from the shared record file and is woken by the job, never polled. Its
+position is a ``seq`` of ``logs.py``, so whoever comes back with the last one he saw
+goes on without a lost or doubled byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from sandrun.errors import ProtocolError, RequestError
+from sandrun.http import api, views
+from sandrun.logs import STDERR, STDOUT, Gap, Record
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sandrun.http.jobs import Job
+
+STEP_BYTES: Final = 32 * 1024  # held by one follower at a time; 64 KiB is the target for all of it
+STREAMS: Final = {"stdout": STDOUT, "stderr": STDERR}
+ALL_BYTES: Final = 1 << 31  # the log is bounded by its own size
+
+
+def read(job: Job, position: int, max_bytes: int) -> list[Record | Gap]:
+    """Records after ``position``. Raises ValueError for a position that is none.
+
+    A log that its zygote has damaged reads as empty: the verdict says the rest.
+    """
+    if job.kept is None or not job.log_end:
+        if position:
+            raise ValueError(position)
+        return []
+    try:
+        return job.kept.log.read(position, max_bytes)
+    except ProtocolError:
+        return []
+
+
+def raw(entry: Record | Gap, wanted: int | None = None) -> bytes:
+    """One entry for a plain text reader, byte-exact; ``wanted`` is one stream, None all."""
+    if isinstance(entry, Gap):
+        return b"\n[%d bytes of output dropped here]\n" % entry.dropped_bytes
+    return entry.data if wanted is None or entry.stream == wanted else b""
+
+
+def dropped_bytes(job: Job) -> int:
+    """Bytes lost from the middle."""
+    if job.kept is None or not job.log_end:
+        return 0
+    try:
+        return job.kept.log.dropped_bytes
+    except ProtocolError:
+        return 0
+
+
+def bad_cursor(position: object) -> RequestError:
+    """400 for a cursor that we did not give out."""
+    return RequestError(
+        400,
+        "bad_cursor",
+        f"since: {position!r} is not a cursor of this log; use 0 or a cursor from a reply",
+        details={"field": "since"},
+    )
+
+
+def snapshot(job: Job, position: int = 0, *, records: bool = False) -> api.Logs:
+    """The log from ``position`` on, for JSON. Raises :class:`RequestError` 400."""
+    try:
+        entries = read(job, position, ALL_BYTES)
+    except ValueError:
+        raise bad_cursor(position) from None
+    out = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == STDOUT)
+    err = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == STDERR)
+    return api.Logs(
+        stdout=out.decode("utf-8", "replace"),
+        stderr=err.decode("utf-8", "replace"),
+        records=views.log_records(entries) if records else [],
+        cursor=entries[-1].seq if entries else position,
+        dropped_bytes=dropped_bytes(job),
+        status=job.status,
+    )
+
+
+class Watch:
+    """A wake-up for one follower of one job. ``with Watch(job, gone) as watch: ...``.
+
+    ``gone``: also wakes when the client has left.
+    """
+
+    def __init__(self, job: Job, gone: asyncio.Future[None] | None = None) -> None:
+        self._job = job
+        self._gone = gone
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> Watch:
+        self._job.watchers.add(self._event.set)
+        if self._gone is not None:
+            self._gone.add_done_callback(self._on_gone)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._job.watchers.discard(self._event.set)
+        if self._gone is not None:
+            self._gone.remove_done_callback(self._on_gone)
+
+    def _on_gone(self, _: asyncio.Future[None]) -> None:
+        self._event.set()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether nobody reads any more."""
+        return self._gone is not None and self._gone.done()
+
+    async def changed(self, timeout_s: float | None = None) -> bool:
+        """Wait for the next change. False if the time was over first."""
+        if timeout_s is None:
+            await self._event.wait()
+        else:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._event.wait()
+            except TimeoutError:
+                return False
+        self._event.clear()
+        return True
+
+
+async def wait_ended(job: Job, timeout_s: float | None) -> bool:
+    """Until the job has ended. False if the time was over first.
+
+    Woken once, at the end: every other change of the job is looked at in passing.
+    """
+    if job.has_ended:
+        return True
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def look() -> None:
+        if job.has_ended and not ended.done():
+            ended.set_result(None)
+
+    job.watchers.add(look)
+    try:
+        if timeout_s is None:
+            await ended
+        else:
+            async with asyncio.timeout(timeout_s):
+                await ended
+    except TimeoutError:
+        return job.has_ended
+    finally:
+        job.watchers.discard(look)
+    return True
+
+
+async def follow(
+    job: Job,
+    position: int,
+    gone: asyncio.Future[None] | None = None,
+    keepalive_s: float | None = None,
+) -> AsyncIterator[list[Record | Gap]]:
+    """Steps of the log from ``position`` on, until the job has ended and all is read.
+
+    Yields [] after ``keepalive_s`` without news. Ends early when the client is
+    ``gone`` or the job is wiped. Raises ValueError for a bad position.
+    """
+    with Watch(job, gone) as watch:
+        while not watch.is_gone:
+            ended = job.has_ended  # before the read: what comes in between is read next time
+            if ended and job.kept is None and position:
+                return  # wiped
+            entries = read(job, position, STEP_BYTES)
+            if entries:
+                position = entries[-1].seq
+                yield entries
+            elif ended:
+                return
+            elif not await watch.changed(keepalive_s):
+                yield []
