@@ -107,8 +107,8 @@ def walk(root_fd: int, matcher: Matcher | None = None) -> Iterator[Found]:
             if matcher and matcher.is_hopeless(state):
                 continue
             found = Found(level.fd, name, path, state)
-            if len(levels) >= MAX_DEPTH or len(os.fsencode(path)) > MAX_PATH_BYTES:
-                yield found._replace(reason=f"below it is deeper than {MAX_DEPTH} directories")
+            if reason := _too_deep(len(levels), path):
+                yield found._replace(reason=reason)
                 continue
             try:
                 fd = _open(name, _DIRECTORY, level.fd, 0o700)
@@ -128,6 +128,14 @@ def walk(root_fd: int, matcher: Matcher | None = None) -> Iterator[Found]:
         for level in levels:
             if level.fd != root_fd:
                 os.close(level.fd)
+
+
+def _too_deep(levels: int, path: str) -> str:
+    if levels >= MAX_DEPTH:
+        return f"what is in it lies deeper than {MAX_DEPTH} directories"
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        return f"its path is longer than {MAX_PATH_BYTES} bytes"
+    return ""
 
 
 def _scan(level: _Level, matcher: Matcher | None, entries: int) -> Generator[Found, None, int]:
