@@ -57,7 +57,8 @@ class Wire(asyncio.Protocol):
         self._reading = True
         self._closing = False
         self._deadline: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._timer_at = 0.0  # uvloop's handle of a time that has passed has no when()
 
     # ── what derived classes do ──
 
@@ -287,9 +288,10 @@ class Wire(asyncio.Protocol):
         if when is None:
             return
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._timer_at <= when:
                 return
             self._timer.cancel()
+        self._timer_at = when
         self._timer = self.loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
