@@ -40,7 +40,7 @@ from sandrun.pool.spawner import build_root, move_in, private_namespaces, top_le
 from sandrun.pool.zygote.group import GroupFiles
 
 WORK: Final = "/build"
-_NEW_ROOT: Final = "/tmp"  # noqa: S108 - where build_root makes the tree
+_NEW_ROOT: Final = "/tmp"
 _MIB: Final = 1024 * 1024
 _TAIL_BYTES: Final = 32 * 1024  # of what the commands say
 _SIOCGIFFLAGS: Final = 0x8913
@@ -76,7 +76,6 @@ class Built(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """``status``: of the last command, negative for a signal. ``text``: its last words."""
 
     status: int
-    command: int
     text: str
     timed_out: bool = False
 
@@ -159,7 +158,7 @@ def _confine(build: Build) -> None:
 
 def _run(build: Build, command: tuple[str, ...], deadline: float) -> tuple[int, bytes, bool]:
     """(status, last words, timed out)."""
-    process = subprocess.Popen(  # noqa: S603 - commands are ours, file names are fixed
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -168,7 +167,7 @@ def _run(build: Build, command: tuple[str, ...], deadline: float) -> tuple[int, 
         cwd=WORK,
         preexec_fn=lambda: _confine(build),  # noqa: PLW1509 - we have one thread
     )
-    assert process.stdout is not None  # noqa: S101 - it is a pipe
+    assert process.stdout is not None
     tail = b""
     timed_out = False
     with selectors.DefaultSelector() as selector:
@@ -196,13 +195,13 @@ def _work(channel: Channel[FromBuilder, Build], build: Build) -> None:
         listener.close()  # from here on only the proxy accepts
     build = msgspec.structs.replace(build, env=env)
     deadline = time.monotonic() + build.timeout_s
-    status, tail, timed_out, number = 0, b"", False, 0
-    for number, command in enumerate(build.commands):
+    status, tail, timed_out = 0, b"", False
+    for command in build.commands:
         status, tail, timed_out = _run(build, command, deadline)
         if status:
             break
     text = tail.decode("utf-8", "replace")
-    channel.send(Built(status=status, command=number, text=text, timed_out=timed_out))
+    channel.send(Built(status=status, text=text, timed_out=timed_out))
 
 
 def _first_process(channel: Channel[FromBuilder, Build], build: Build) -> NoReturn:
@@ -213,7 +212,7 @@ def _first_process(channel: Channel[FromBuilder, Build], build: Build) -> NoRetu
         _work(channel, build)
         code = 0
     except (OSError, subprocess.SubprocessError) as error:
-        channel.send(Built(status=-1, command=-1, text=f"build sandbox: {error}"))
+        channel.send(Built(status=-1, text=f"build sandbox: {error}"))
     finally:
         os._exit(code)
 

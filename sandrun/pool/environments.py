@@ -99,13 +99,13 @@ def find_python(command: str, path: str = mounts.PATH) -> Python:
 
 def _probe(program: str) -> Python:
     try:
-        result = subprocess.run(  # noqa: S603 - an interpreter of the host's /usr
+        result = subprocess.run(
             (program, "-I", "-S", "-c", _PROBE), capture_output=True, timeout=10, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PackageError(f"{program}: {error}") from error
     words = result.stdout.decode("utf-8", "replace").split()
-    if len(words) != 5 or words[0] != "cpython":  # noqa: PLR2004 - as _PROBE prints them
+    if len(words) != 5 or words[0] != "cpython":
         raise PackageError(f"{program} is not a CPython, so packages cannot be installed for it")
     return Python(program=program, version=".".join(words[1:4]), abi=words[4])
 
@@ -171,7 +171,7 @@ class Workshop:
 
 
 def make_lock(
-    installer: Installer, workshop: Workshop, python: Python, lines: tuple[str, ...], **run: float
+    installer: Installer, workshop: Workshop, python: Python, lines: tuple[str, ...]
 ) -> str:
     """Resolve ``lines``. Raises :class:`PackageError` with the resolver's words."""
     command = [UV, "pip", "compile", workshop.give("requirements.in", "\n".join(lines) + "\n")]
@@ -180,7 +180,7 @@ def make_lock(
     constraints = "\n".join(_text(Path(path)) for path in installer.index.constraints)
     if constraints.strip():
         command += ["--constraints", workshop.give("constraints.txt", constraints)]
-    installer.run(workshop.path, (tuple(command),), projects=requirements.names(lines), **run)
+    installer.run(workshop.path, (tuple(command),), projects=requirements.names(lines))
     return workshop.take("lock.txt", _LOCK_BYTES)
 
 
@@ -207,23 +207,30 @@ def site_packages(directory: Path, python: Python) -> Path:
     return directory / "lib" / python.name / "site-packages"
 
 
-def install(
-    installer: Installer, workshop: Workshop, python: Python, lock: str, **run: float
-) -> Path:
+def install(installer: Installer, workshop: Workshop, python: Python, lock: str) -> Path:
     """Install ``lock``; returns the finished directory, which is root's. Raises
-    :class:`PackageError`."""
+    :class:`PackageError`.
+    """
     directory = workshop.path / "env"
     lay_out(directory, python, installer.uid)
     names = tuple(line.partition("==")[0] for line in lock.splitlines() if "==" in line)
     inside = mounts.ENVIRONMENT
-    sync = (UV, "pip", "sync", workshop.give("lock.txt.given", lock), "--require-hashes")
-    sync += ("--only-binary", ":all:", "--python", f"{inside}/bin/python3", "--quiet")
+    sync: tuple[str, ...] = (UV, "pip", "sync", workshop.give("lock.txt.given", lock))
+    sync += (
+        "--require-hashes",
+        "--only-binary",
+        ":all:",
+        "--python",
+        f"{inside}/bin/python3",
+        "--quiet",
+    )
     site = f"{inside}/lib/{python.name}/site-packages"
     # unchecked: the tree never changes, so an import need not compare times.
     # Files that are not Python 3 (templates, tests of syntax errors) fail: no matter.
     code = (
-        "import compileall,os;"
+        "import compileall,os,re;"
         f"compileall.compile_dir({site!r},quiet=2,workers=os.cpu_count(),maxlevels=40,"
+        "rx=re.compile('/tests/'),"  # half of pandas; seldom imported
         "invalidation_mode=__import__('py_compile').PycInvalidationMode.UNCHECKED_HASH)"
     )
     compiling = (python.program, "-I", "-S", "-c", code)
@@ -232,7 +239,6 @@ def install(
         (sync, compiling) if names else (compiling,),
         projects=names[:8],
         writable=((str(directory), inside),),
-        **run,
     )
     seal(directory)
     return directory
@@ -277,7 +283,7 @@ class Store:
         found = []
         for directory in self.path.glob(f"{name}-*"):
             tail = directory.name.removeprefix(f"{name}-")
-            if len(tail) == 32 and "-" not in tail and (record := read_record(directory)):  # noqa: PLR2004 - as lock_hash makes it
+            if len(tail) == 32 and "-" not in tail and (record := read_record(directory)):
                 found.append((directory, record))
         return found
 
@@ -322,7 +328,7 @@ def write_record(directory: Path, record: Record) -> None:
 
 def packages(site: Path) -> tuple[Package, ...]:
     """Name and version of what is installed, from its metadata."""
-    found = {}
+    found: dict[str, Package] = {}
     for distribution in distributions(path=[str(site)]):
         name = _name(distribution)
         if name and len(found) < _MAX_PACKAGES:

@@ -63,12 +63,16 @@ class Installer:
         *,
         private_hosts: tuple[str, ...] = (),
         file_hosts: tuple[str, ...] = (),
+        timeout_s: float = 1800.0,
+        control: tuple[tuple[str, ...], tuple[int, ...]] = ((), ()),
     ) -> None:
         self.index = index
         self.uid = uid  # of the installer; the proxy's is the one below
         self.program = program
         self.private_hosts = private_hosts
         self.file_hosts = file_hosts
+        self.timeout_s = timeout_s  # of one run
+        self.control = control  # a job group's control files: names, descriptors
         self.uv = find_uv()
         self._default_index: str | None = None
 
@@ -79,13 +83,10 @@ class Installer:
         *,
         projects: tuple[str, ...] = (),
         writable: tuple[tuple[str, str], ...] = (),
-        timeout_s: float = 600.0,
-        control: tuple[tuple[str, ...], tuple[int, ...]] = ((), ()),
     ) -> None:
         """Run ``commands`` with ``work`` as :data:`WORK`. Raises :class:`PackageError`.
 
-        ``projects``: names whose index pages tell where the files are. ``control``:
-        a job group's control files, as (names, descriptors).
+        ``projects``: names whose index pages tell where the files are.
         """
         network = bool(projects) and self.index.uses_network
         build = Build(
@@ -94,20 +95,20 @@ class Installer:
             uid=self.uid,
             program=self.program,
             # multiprocessing makes its semaphores in /dev/shm
-            writable=((str(work), WORK), (str(work / "tmp"), "/dev/shm"), *writable),  # noqa: S108
+            writable=((str(work), WORK), (str(work / "tmp"), "/dev/shm"), *writable),
             read_only=self._read_only(),
             network=network,
-            timeout_s=timeout_s,
-            control_files=control[0],
+            timeout_s=self.timeout_s,
+            control_files=self.control[0],
         )
-        result = self._build(build, projects, control[1])
+        result = self._build(build, projects)
         if result.timed_out:
-            raise PackageError(f"installing took longer than {timeout_s:g} s")
+            raise PackageError(f"installing took longer than {self.timeout_s:g} s")
         if result.status:
             words = redact(result.text).replace(WORK + "/", "").strip()
             raise PackageError(words[-_WORDS:] or f"the installer ended with {result.status}")
 
-    def _build(self, build: Build, projects: tuple[str, ...], control: tuple[int, ...]) -> Built:
+    def _build(self, build: Build, projects: tuple[str, ...]) -> Built:
         ours, theirs = pair()
         process = _exec("sandrun.pool.builder", theirs)
         theirs.close()
@@ -116,7 +117,7 @@ class Installer:
         proxy: subprocess.Popen[bytes] | None = None
         try:
             ours.settimeout(build.timeout_s + _GRACE_S)
-            channel.send(build, control)
+            channel.send(build, self.control[1])
             while True:
                 message, fds = channel.receive()
                 if isinstance(message, Built):
@@ -143,7 +144,7 @@ class Installer:
             "sandrun.pool.proxy", listener, str(self.uid - 1), stdin=subprocess.PIPE, said=True
         )
         listener.close()
-        assert process.stdin is not None  # noqa: S101 - it is a pipe
+        assert process.stdin is not None
         process.stdin.write(msgspec.msgpack.encode((self.proxy_settings(projects), self.program)))
         process.stdin.close()
         return process
@@ -170,7 +171,7 @@ class Installer:
     def default_index(self) -> str:
         """The index that uv asks when it is told none: uv knows, we do not name one."""
         if self._default_index is None:
-            out = subprocess.run(  # noqa: S603
+            out = subprocess.run(
                 (self.uv, "pip", "compile", "-", "--emit-index-url", "--no-header", "-q", "-n"),
                 input=b"",
                 stdout=subprocess.PIPE,
@@ -233,7 +234,7 @@ def _exec(
     said: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a module of ours with one socket and nothing else."""
-    return subprocess.Popen(  # noqa: S603 - our own module
+    return subprocess.Popen(
         (sys.executable, "-I", "-m", module, str(sock.fileno()), *more),
         stdin=stdin,
         stderr=subprocess.PIPE if said else None,

@@ -68,7 +68,7 @@ class Refused(Exception):
 def parse_target(line: str) -> tuple[str, str, int, str]:
     """Request line → (method, host, port, path). Raises :class:`Refused`."""
     parts = line.split(" ")
-    if len(parts) != 3:  # noqa: PLR2004 - method, target, version
+    if len(parts) != 3:
         raise Refused("not a request line")
     method, target, _ = parts
     try:
