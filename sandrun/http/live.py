@@ -214,7 +214,9 @@ class LiveWebSocket:
     def feed(self, data: bytes) -> None:
         """Bytes have come."""
         self._heard = self._peer.loop.time()
-        self._pinged = False
+        if self._pinged:
+            self._pinged = False
+            self._peer.set_deadline(self._heard + self._limits.ping_after_s)
         for event in self._protocol.receive(data, self._heard):
             match event:
                 case protocol.Message():

@@ -25,9 +25,10 @@ from sandrun.http.exchange import Headers, Request
 
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
-INTERNAL_ERROR: Final = 1011
+PROTOCOL_ERROR: Final = 1002
 POLICY: Final = 1008
 TOO_BIG: Final = 1009
+INTERNAL_ERROR: Final = 1011
 MAX_REASON_BYTES: Final = 123  # of a control frame's 125, two are the code
 MAX_SUBPROTOCOLS: Final = 32
 JOIN_PARTS: Final = 256  # pieces of a message that arrives byte by byte
@@ -39,7 +40,7 @@ class WebSocketLimits(msgspec.Struct, frozen=True, kw_only=True):
     """What a peer may do. The times are the server's to keep."""
 
     message_bytes: int = 64 * 1024
-    fragments: int = 1024  # of one message
+    fragments: int = 512  # of one message
     frames_per_s: float = 200.0
     frame_burst: float = 1000.0
     queue_bytes: int = 64 * 1024  # received and not taken: then we stop reading
@@ -94,6 +95,8 @@ class FrameGate:
         length = second & 0x7F
         if length >= 126:
             length = int.from_bytes(self._header[2 : 4 if length == 126 else 10])
+        if length >> 63:
+            raise Refused(PROTOCOL_ERROR, "the first bit of a length must be 0")
         self._payload_left = length
         if first & _CONTROL:
             return  # wsproto refuses those of more than 125 bytes at the header
