@@ -293,9 +293,7 @@ class FakePool:
                 self._lease(name, self.warm)
 
     def _state(self) -> None:
-        self.channel.send(
-            PoolState(warm=self.ready, booting=0, busy=0, capacity=self.capacity)
-        )
+        self.channel.send(PoolState(warm=self.ready, booting=0, busy=0, capacity=self.capacity))
 
     def _lease(self, environment: str, warm: str) -> None:
         self._count += 1

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import uvloop
 
-from sandrun.confine import confine
 from sandrun.config import Config
+from sandrun.confine import confine
 from sandrun.errors import SandrunError
 from sandrun.http import tls
 from sandrun.http.app import App

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from sandrun.job import ExitReason  # noqa: TC001  # msgspec resolves annotations at run time
+from sandrun.job import ExitReason  # msgspec resolves annotations at run time
 
 UNSET: Final = msgspec.UNSET
 

@@ -21,8 +21,8 @@ from sandrun.http.metrics import Metrics
 from sandrun.http.queue import FairQueue
 from sandrun.http.quota import Client, Quota
 from sandrun.http.spool import Budget
-from sandrun.manifest import Rules
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
+from sandrun.manifest import Rules
 
 if TYPE_CHECKING:
     import socket

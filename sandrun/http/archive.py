@@ -103,7 +103,9 @@ def tar_size(files: Iterable[OutputFile]) -> int:
     """Bytes of the tar of ``files``, for Content-Length."""
     size = 2 * tarfile.BLOCKSIZE
     for file in files:
-        size += len(_tar_header(file)) + -(-file.size_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        size += (
+            len(_tar_header(file)) + -(-file.size_bytes // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        )
     return size
 
 

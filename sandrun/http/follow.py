@@ -16,7 +16,7 @@ from sandrun.http import api, views
 from sandrun.logs import STDERR, STDOUT, Gap, Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from sandrun.http.jobs import Job
 
@@ -161,7 +161,7 @@ async def follow(
     position: int,
     gone: asyncio.Future[None] | None = None,
     keepalive_s: float | None = None,
-) -> AsyncIterator[list[Record | Gap]]:
+) -> AsyncGenerator[list[Record | Gap], None]:
     """Steps of the log from ``position`` on, until the job has ended and all is read.
 
     Yields [] after ``keepalive_s`` without news. Ends early when the client is

@@ -125,7 +125,7 @@ class Handlers:
         )
         if none_match(request.headers.get("if-none-match"), asset.etag):
             await exchange.respond(Response(304, content_type="", headers=headers))
-        elif asset.packed and "gzip" in request.headers.get("accept-encoding", ""):
+        elif asset.packed and "gzip" in (request.headers.get("accept-encoding") or ""):
             headers = (*headers, ("Content-Encoding", "gzip"))
             await exchange.respond(Response(200, asset.packed, asset.type, headers))
         else:
@@ -336,9 +336,7 @@ class Handlers:
         except ValueError:
             raise follow.bad_cursor(since) from None
 
-    async def _wait_for_news(
-        self, exchange: Exchange, job: Job, since: int, wait_s: float
-    ) -> None:
+    async def _wait_for_news(self, exchange: Exchange, job: Job, since: int, wait_s: float) -> None:
         steps = follow.follow(job, since, exchange.gone, min(wait_s, MAX_WAIT_S))
         async for _ in steps:
             break
@@ -366,7 +364,7 @@ class Handlers:
             await self._stream_websocket(exchange, job, since)
         elif request.method == "HEAD":
             await exchange.respond(Response(200, b"", "text/plain; charset=utf-8", NO_STORE))
-        elif "text/event-stream" in request.headers.get("accept", ""):
+        elif "text/event-stream" in (request.headers.get("accept") or ""):
             await self._stream_events(exchange, job, since)
         else:
             await self._stream_text(exchange, job, since)
@@ -428,9 +426,7 @@ class Handlers:
         files = [views.output_entry(match.id, file) for file in job.outputs.values()]
         await self._json(
             exchange,
-            api.Outputs(
-                job_id=match.id, status=job.status, total_files=len(files), files=files
-            ),
+            api.Outputs(job_id=match.id, status=job.status, total_files=len(files), files=files),
         )
 
     async def download(self, exchange: Exchange, match: Match) -> None:

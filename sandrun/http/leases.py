@@ -81,9 +81,7 @@ class Zygote:
         "warm",
     )
 
-    def __init__(
-        self, lease: Lease, channel: Channel[ToZygote, FromZygote], kept: Kept
-    ) -> None:
+    def __init__(self, lease: Lease, channel: Channel[ToZygote, FromZygote], kept: Kept) -> None:
         self.id = lease.zygote
         self.environment = lease.environment
         self.warm = lease.warm
@@ -98,16 +96,35 @@ class Zygote:
 class Listener(Protocol):
     """Who is told. Called from the event loop, never concurrently."""
 
-    def on_welcome(self, welcome: Welcome) -> None: ...
-    def on_pool_state(self, state: PoolState) -> None: ...
-    def on_drain(self, drain: Drain) -> None: ...
-    def on_ready(self) -> None: ...
-    def on_started(self, job: Job, started: Started) -> None: ...
-    def on_log(self, job: Job, end: int) -> None: ...
-    def on_elsewhere(self, job: Job, spec: JobSpec) -> None: ...
-    def on_result(self, job: Job, result: Result) -> None: ...
-    def on_lost(self, job: Job, *, started: bool) -> None: ...
-    def on_supervisor_gone(self) -> None: ...
+    def on_welcome(self, welcome: Welcome) -> None:
+        """The node introduces itself."""
+
+    def on_pool_state(self, state: PoolState) -> None:
+        """The pool has changed."""
+
+    def on_drain(self, drain: Drain) -> None:
+        """No more jobs."""
+
+    def on_ready(self) -> None:
+        """One more zygote."""
+
+    def on_started(self, job: Job, started: Started) -> None:
+        """Its first process runs."""
+
+    def on_log(self, job: Job, end: int) -> None:
+        """Its log has grown to ``end``."""
+
+    def on_elsewhere(self, job: Job, spec: JobSpec) -> None:
+        """It belongs into another sandbox; nothing has run."""
+
+    def on_result(self, job: Job, result: Result) -> None:
+        """The end."""
+
+    def on_lost(self, job: Job, *, started: bool) -> None:
+        """Its sandbox is gone without a result."""
+
+    def on_supervisor_gone(self) -> None:
+        """The control channel is closed."""
 
 
 class Leases:

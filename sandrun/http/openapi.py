@@ -10,6 +10,7 @@ from sandrun import __version__
 from sandrun.http import api
 from sandrun.http.archive import FORMATS
 from sandrun.http.router import ROUTES, Route
+from sandrun.manifest import Manifest
 
 
 class Doc(NamedTuple):
@@ -99,13 +100,16 @@ _TEXTS: Final = {
 
 def document() -> dict[str, Any]:
     """The whole description. A dict in JSON's types."""
-    types = {doc.reply for doc in DOCS.values()} | {doc.body for doc in DOCS.values()}
-    known = [*sorted((t for t in types if t is not None), key=lambda t: t.__name__), api.Problem,
-             api.LogRecord, api.LogEnd]  # fmt: skip
+    used = [kind for doc in DOCS.values() for kind in (doc.reply, doc.body) if kind is not None]
+    extra: list[type[msgspec.Struct]] = [api.Problem, api.LogRecord, api.LogEnd, Manifest]
+    known = sorted({*used, *extra}, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(
         known, ref_template="#/components/schemas/{name}"
     )
     refs = dict(zip(known, schemas, strict=True))
+    for body in (api.SubmitBody, api.ValidateBody):
+        # The types hold its bytes, which ``sandrun.manifest`` reads.
+        components[body.__name__]["properties"]["manifest"] = refs[Manifest]
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         if not route.admin:
@@ -152,9 +156,7 @@ def _operation_id(route: Route) -> str:
     return "_".join((route.method.lower(), *words)) if words else "index"
 
 
-def _responses(
-    route: Route, doc: Doc, refs: dict[type[msgspec.Struct], Any]
-) -> dict[str, Any]:
+def _responses(route: Route, doc: Doc, refs: dict[type[msgspec.Struct], Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     content: dict[str, Any] = {}
     if doc.reply is not None:

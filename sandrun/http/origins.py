@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sandrun.config import Http
     from sandrun.http.exchange import Request
 
-EXPOSED: Final = "ETag, Content-Disposition, Content-Range, Log-Cursor, RateLimit, RateLimit-Policy, Retry-After"
+EXPOSED: Final = (
+    "ETag, Content-Disposition, Content-Range, Log-Cursor, RateLimit, RateLimit-Policy, Retry-After"
+)
 CORS: Final = (
     ("Access-Control-Allow-Origin", "*"),
     ("Access-Control-Expose-Headers", EXPOSED),
@@ -50,7 +52,7 @@ class Origins:
             return True
         # Our own page. The name must be this machine's too: with DNS rebinding a
         # foreign name points to 127.0.0.1 and its page looks like our own.
-        host = request.headers.get("host", "").strip().lower()
+        host = (request.headers.get("host") or "").strip().lower()
         parts = urlsplit(origin)
         return parts.netloc == host and _is_this_machine(parts.hostname)
 

@@ -101,9 +101,7 @@ class FairQueue(Generic[Item]):
 
     def _next_round(self, able: list[Hashable]) -> Item:
         """Nobody can pay: give quanta until the first one can, all at once."""
-        rounds = 1 + min(
-            int(-self._flows[client].balance_s / self._quantum_s) for client in able
-        )
+        rounds = 1 + min(int(-self._flows[client].balance_s / self._quantum_s) for client in able)
         self._round += rounds
         for client in able:
             self._flows[client].balance_s += rounds * self._quantum_s

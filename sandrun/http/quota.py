@@ -64,9 +64,7 @@ class Standing(NamedTuple):
 class Quota:
     """Accounts of all clients, bounded, least recently seen first out."""
 
-    def __init__(
-        self, config: RateLimit, random_bytes: Callable[[int], bytes], now: float
-    ) -> None:
+    def __init__(self, config: RateLimit, random_bytes: Callable[[int], bytes], now: float) -> None:
         self._config = config
         self._random = random_bytes
         self._key = random_bytes(32)
@@ -157,7 +155,10 @@ class Quota:
     def _refusal(self, client: Client, now: float) -> tuple[str, float]:
         config = self._config
         if client.active >= config.concurrent_jobs:
-            return "concurrent_jobs", 2.0  # no one can know when a job ends; short jobs are the rule
+            return (
+                "concurrent_jobs",
+                2.0,
+            )  # no one can know when a job ends; short jobs are the rule
         if len(client.starts) >= config.jobs_per_hour:
             return "jobs_per_hour", client.starts[0] + HOUR_S - now
         if client.balance_s <= 0:

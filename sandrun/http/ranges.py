@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Final, NamedTuple
 from urllib.parse import quote
 
@@ -53,7 +54,7 @@ def parse_range(value: str | None, size: int) -> list[Span] | None:
 
 def _merge(spans: list[Span]) -> list[Span]:
     ordered = sorted(spans)
-    if any(a.offset + a.size > b.offset for a, b in zip(ordered, ordered[1:], strict=False)):
+    if any(a.offset + a.size > b.offset for a, b in pairwise(ordered)):
         merged: list[Span] = []
         for span in ordered:
             if merged and span.offset <= merged[-1].offset + merged[-1].size:

@@ -24,9 +24,7 @@ from sandrun.messages import INLINE_MAX_BYTES, InlineFile, UploadPart
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SEALS: Final = (
-    fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-)
+SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 JOB_JSON: Final = "job.json"
 MAX_JOB_JSON: Final = 64 * 1024  # manifest.MAX_BYTES
 FIRST_LINE: Final = 256
@@ -91,7 +89,7 @@ class Spooled(NamedTuple):
 
 
 def archive_kind(name: str) -> str:
-    """ "tar", "zip", or "file". Raises :class:`RequestError` 415 for what we cannot unpack."""
+    """What to unpack it as: "tar", "zip", or "file". Raises :class:`RequestError` 415 for what we cannot unpack."""
     lower = name.lower()
     for suffix, kind in ARCHIVES:
         if lower.endswith(suffix):

@@ -55,7 +55,7 @@ async def read_submission(exchange: Exchange, app: App, spool: Spool) -> Submiss
 
 def media_type(exchange: Exchange) -> str:
     """The body's type without parameters, in lower case."""
-    value = exchange.request.headers.get("content-type", "")
+    value = exchange.request.headers.get("content-type") or ""
     return value.partition(";")[0].strip().lower()
 
 
@@ -175,7 +175,7 @@ def _complete(given: Manifest, app: App, spool: Spool) -> Submission:
 
 async def _from_form(exchange: Exchange, app: App, spool: Spool) -> Manifest:
     """Parts ``files`` go to the spool as they arrive; ``manifest`` is kept."""
-    content_type = exchange.request.headers.get("content-type", "")
+    content_type = exchange.request.headers.get("content-type") or ""
     parser = FormParser(content_type, max_parts=app.config.limits.files + FIELDS)
     sink = _FormSink(spool)
     while piece := await exchange.read():

@@ -118,9 +118,7 @@ def status(app: App, job: Job, secret: str) -> api.Status:
     return api.Status(**_status_fields(app, job, secret))  # type: ignore[arg-type]
 
 
-def run_reply(
-    app: App, job: Job, logs: api.Logs, outputs: list[api.InlineOutput]
-) -> api.RunReply:
+def run_reply(app: App, job: Job, logs: api.Logs, outputs: list[api.InlineOutput]) -> api.RunReply:
     """For /run."""
     return api.RunReply(
         **_status_fields(app, job, job.id),  # type: ignore[arg-type]
@@ -181,12 +179,14 @@ def log_records(entries: Sequence[Record | Gap]) -> list[api.LogRecord]:
 
 class TextDecoder:
     """Bytes of one log's streams → text. Invalid UTF-8 is replaced; a character that
-    two records share comes with the second one."""
+    two records share comes with the second one.
+    """
 
     def __init__(self) -> None:
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
 
     def __call__(self, entry: Record | Gap) -> str:
+        """Text of the next entry of the log."""
         if isinstance(entry, Gap):
             self._decoders.clear()
             return ""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import httpx
 import msgspec
 import pytest
+from fakes import FakePool
 
 from sandrun.channel import pair
 from sandrun.config import Config, RateLimit
-from fakes import FakePool
 
 UNLIMITED = RateLimit(enabled=False)
 
@@ -68,8 +68,9 @@ def make_start() -> Iterator[Callable[..., Node]]:
         config = config or msgspec.structs.replace(Config(), rate_limit=UNLIMITED)
         ours, theirs = pair()
         public, admin = listener(), listener()
-        config_fd, filter_fd = memory_fd(msgspec.msgpack.encode(config)), memory_fd(
-            seccomp_filter()
+        config_fd, filter_fd = (
+            memory_fd(msgspec.msgpack.encode(config)),
+            memory_fd(seccomp_filter()),
         )
         fds = (theirs.fileno(), public.fileno(), admin.fileno(), config_fd, filter_fd)
         names = ("--control", "--listen", "--admin", "--config", "--filter")

@@ -46,7 +46,9 @@ def make_kept(closed: list[int]) -> Kept:
     return Kept(None, 11, 12, closed.append)  # type: ignore[arg-type]
 
 
-def end(registry: Registry, job: Job, now: float, reason: ExitReason = ExitReason.EXITED) -> list[Job]:
+def end(
+    registry: Registry, job: Job, now: float, reason: ExitReason = ExitReason.EXITED
+) -> list[Job]:
     if job.phase is Phase.QUEUED:
         job.on_dispatched(make_kept([]), now)
     job.on_ended(Verdict(exit_reason=reason), Usage(), now)

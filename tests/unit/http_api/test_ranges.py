@@ -49,9 +49,7 @@ def test_parse_range(header: str | None, spans: list[tuple[int, int]] | None) ->
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=16),
     st.integers(1, 40),
 )
-def test_a_request_never_costs_more_than_the_file(
-    pieces: list[tuple[int, int]], size: int
-) -> None:
+def test_a_request_never_costs_more_than_the_file(pieces: list[tuple[int, int]], size: int) -> None:
     header = "bytes=" + ",".join(f"{min(p)}-{max(p)}" for p in pieces)
     spans = parse_range(header, size)
     assert spans is not None

@@ -60,9 +60,7 @@ def test_unknown_paths_are_404(path: str) -> None:
         ("TRACE", "/run", "POST, OPTIONS"),
     ],
 )
-def test_a_wrong_method_is_405_and_says_what_is_allowed(
-    method: str, path: str, allow: str
-) -> None:
+def test_a_wrong_method_is_405_and_says_what_is_allowed(method: str, path: str, allow: str) -> None:
     with pytest.raises(RequestError) as caught:
         public.match(method, path)
     assert caught.value.status == 405

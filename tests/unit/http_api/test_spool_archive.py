@@ -138,7 +138,15 @@ def test_archive_kinds() -> None:
 
 # ── archives out ────────────────────────────────────────────────────────────
 
-NAMES = ["a.txt", "dir/b.bin", "ü/é.txt", "x" * 120 + "/" + "y" * 200, "bad\udcff.txt", "-rf", "new\nline"]
+NAMES = [
+    "a.txt",
+    "dir/b.bin",
+    "ü/é.txt",
+    "x" * 120 + "/" + "y" * 200,
+    "bad\udcff.txt",
+    "-rf",
+    "new\nline",
+]
 
 
 @pytest.fixture(name="outputs")
