@@ -135,7 +135,7 @@ class Installer:
             process.wait()
             if proxy is not None:
                 proxy.kill()
-                proxy.wait()
+                proxy.communicate()
 
     def _start_proxy(
         self, listener: socket.socket, projects: tuple[str, ...]
@@ -147,6 +147,7 @@ class Installer:
         assert process.stdin is not None
         process.stdin.write(msgspec.msgpack.encode((self.proxy_settings(projects), self.program)))
         process.stdin.close()
+        process.stdin = None  # or communicate() would flush it once more
         return process
 
     def proxy_settings(self, projects: tuple[str, ...]) -> Settings:
