@@ -1,0 +1,100 @@
+"""What a client can do about a job that failed for want of something. Pure.
+
+The texts name a line of the manifest. They are made from a job's own stderr, so
+every name is checked before it is repeated.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sandrun.messages import EnvironmentInfo
+
+TAIL_CHARACTERS: Final = 8192  # the last traceback is at the end
+_MISSING: Final = re.compile(
+    r"^(?:ModuleNotFoundError|ImportError): No module named '?([A-Za-z_][A-Za-z0-9_.]{0,127})'?",
+    re.MULTILINE | re.ASCII,
+)
+
+# Modules whose distribution has another name; all others are called as they are.
+DISTRIBUTIONS: Final = {
+    "Bio": "biopython",
+    "Crypto": "pycryptodome",
+    "MySQLdb": "mysqlclient",
+    "OpenSSL": "pyOpenSSL",
+    "PIL": "pillow",
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "docx": "python-docx",
+    "dotenv": "python-dotenv",
+    "fitz": "PyMuPDF",
+    "git": "GitPython",
+    "igraph": "python-igraph",
+    "jose": "python-jose",
+    "jwt": "PyJWT",
+    "magic": "python-magic",
+    "mpl_toolkits": "matplotlib",
+    "pkg_resources": "setuptools",
+    "pptx": "python-pptx",
+    "psycopg2": "psycopg2-binary",
+    "pylab": "matplotlib",
+    "serial": "pyserial",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "slugify": "python-slugify",
+    "usb": "pyusb",
+    "yaml": "PyYAML",
+    "zmq": "pyzmq",
+}
+
+
+def remedy_for(
+    stderr_tail: str,
+    environments: Iterable[EnvironmentInfo],
+    current: str = "default",
+    *,
+    requirements: bool = True,
+) -> str | None:
+    """What to change in the manifest after a ``ModuleNotFoundError``, or None.
+
+    ``current``: the environment that the job ran in. ``requirements``: whether
+    this server installs what a job asks for.
+    """
+    found = _MISSING.findall(stderr_tail[-TAIL_CHARACTERS:])
+    if not found:
+        return None
+    module = found[-1].split(".")[0]  # the last one ended the program
+    if module in sys.stdlib_module_names:
+        return None
+    name = DISTRIBUTIONS.get(module, module.replace("_", "-"))
+    having = [info for info in environments if not info.fault and _has(info, name)]
+    if any(info.name == current for info in having):
+        return None  # it is there; the name inside of it is wrong
+    ways = []
+    if having:
+        # The smallest one that has it starts fastest and uses least memory.
+        best = min(having, key=lambda info: len(info.packages))
+        ways.append(f'set "environment": "{best.name}" in the manifest')
+    if requirements:
+        ways.append(
+            f'add a line "{name}" to a requirements.txt and set "requirements": "requirements.txt"'
+        )
+    if not ways:
+        return f"the package {name} is not installed here; no environment of this server has it"
+    return f"the module {module} is not there: {', or '.join(ways)}"
+
+
+def _has(info: EnvironmentInfo, name: str) -> bool:
+    return any(_normal(package.name) == _normal(name) for package in info.packages)
+
+
+def _normal(name: str) -> str:
+    """PEP 503."""
+    return re.sub(r"[-_.]+", "-", name).lower()

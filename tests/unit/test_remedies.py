@@ -1,0 +1,85 @@
+"""A missing module leads to the manifest line that would have it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sandrun.messages import EnvironmentInfo, Package
+from sandrun.remedies import remedy_for
+
+
+def environment(name, *packages, fault=""):
+    listed = tuple(Package(name=package, version="1") for package in packages)
+    return EnvironmentInfo(name=name, interpreter="python3", packages=listed, fault=fault)
+
+
+ENVIRONMENTS = (
+    environment("default"),
+    environment("huge", "numpy", "pandas", "Pillow", "torch"),
+    environment("data", "numpy", "pandas", "scikit-learn"),
+    environment("broken", "requests", fault="no wheel"),
+)
+
+
+def traceback(module):
+    return (
+        'Traceback (most recent call last):\n  File "/work/main.py", line 1, in <module>\n'
+        f"    import {module}\nModuleNotFoundError: No module named '{module}'\n"
+    )
+
+
+def test_the_smallest_environment_that_has_it_is_named():
+    text = remedy_for(traceback("pandas.core"), ENVIRONMENTS)
+    assert '"environment": "data"' in text
+    assert 'a line "pandas"' in text
+
+
+def test_a_module_with_another_name_than_its_package_is_known():
+    assert '"environment": "data"' in remedy_for(traceback("sklearn"), ENVIRONMENTS)
+    assert '"environment": "huge"' in remedy_for(traceback("PIL"), ENVIRONMENTS)
+    assert '"opencv-python-headless"' in remedy_for(traceback("cv2"), ENVIRONMENTS)
+
+
+def test_without_an_environment_the_requirement_line_remains():
+    text = remedy_for(traceback("requests"), ENVIRONMENTS)
+    assert "environment" not in text
+    assert 'a line "requests"' in text
+
+
+def test_a_server_that_installs_nothing_says_so():
+    text = remedy_for(traceback("requests"), ENVIRONMENTS, requirements=False)
+    assert (
+        text == "the package requests is not installed here; no environment of this server has it"
+    )
+
+
+@pytest.mark.parametrize(
+    "stderr",
+    [
+        "",
+        "ValueError: No module named 'pandas'\n",
+        "I print ModuleNotFoundError: No module named 'pandas' in a line\n",
+        traceback("tkinter"),
+        "ModuleNotFoundError: No module named '$(reboot)'\n",
+    ],
+)
+def test_nothing_is_said_where_there_is_nothing_to_say(stderr):
+    assert remedy_for(stderr, ENVIRONMENTS) is None
+
+
+def test_nothing_is_said_when_the_package_is_there():
+    """``import pandas.nope``: another environment would not help."""
+    assert remedy_for(traceback("pandas.nope"), ENVIRONMENTS, "data") is None
+
+
+def test_the_last_missing_module_counts():
+    assert "torch" in remedy_for(traceback("numpy") + traceback("torch"), ENVIRONMENTS)
+
+
+@given(st.text(max_size=400), st.text(max_size=40))
+def test_hostile_output_never_fails_and_never_gets_into_the_text(noise, name):
+    text = remedy_for(noise + f"\nModuleNotFoundError: No module named '{name}'\n", ENVIRONMENTS)
+    if text is not None:
+        assert text.isascii()
+        assert "\n" not in text
+        assert len(text) < 500
