@@ -56,6 +56,7 @@ class Wire(asyncio.Protocol):
         self._write_blocked = False
         self._reading = True
         self._closing = False
+        self._shut = False  # we have said that we send no more
         self._deadline: float | None = None
         self._timer: asyncio.Handle | None = None
         self._timer_at = 0.0  # uvloop's handle of a time that has passed has no when()
@@ -153,7 +154,7 @@ class Wire(asyncio.Protocol):
         self._opening = None
         if self._tls_context is not None:
             if buffer[0] != HANDSHAKE_RECORD:
-                self._transport.write(PLAIN_HTTP_HINT)
+                self._send_raw(PLAIN_HTTP_HINT)
                 self.close()
                 return b""
             self._tls = TlsLayer(self._tls_context)
@@ -165,12 +166,10 @@ class Wire(asyncio.Protocol):
         try:
             clear = tls.receive(data)
         except TlsFailed:
-            self._transport.write(tls.take_output())
+            self._send_raw(tls.take_output())
             self.close()
             return b""
-        output = tls.take_output()
-        if output:
-            self._transport.write(output)
+        self._send_raw(tls.take_output())
         if tls.closed and not self.ended:
             if clear:
                 self.received(clear)
@@ -197,11 +196,15 @@ class Wire(asyncio.Protocol):
 
     def write(self, data: bytes | memoryview) -> None:
         """Send, or buffer what the socket does not take. Nothing once closing."""
-        if self._closing:
+        if self._closing or self._shut:
             return
         if self._tls is not None:
             data = self._tls.send(data)
         self._transport.write(data)
+
+    def _send_raw(self, data: bytes) -> None:
+        if data and not self._shut:
+            self._transport.write(data)
 
     def write_pieces(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Send several pieces with few system calls and few copies."""
@@ -252,10 +255,11 @@ class Wire(asyncio.Protocol):
 
     def shut_writing(self) -> None:
         """Say that nothing more will be sent; the peer may still send."""
-        if self._closing:
+        if self._closing or self._shut:
             return
         if self._tls is not None:
-            self._transport.write(self._tls.close())
+            self._send_raw(self._tls.close())
+        self._shut = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
 
@@ -263,8 +267,8 @@ class Wire(asyncio.Protocol):
         """Close when everything is sent; a peer that does not read gets no longer than others."""
         if self._closing:
             return
-        if self._tls is not None:
-            self._transport.write(self._tls.close())
+        if self._tls is not None and not self._shut:
+            self._send_raw(self._tls.close())
         self._closing = True
         self._transport.close()
         self._wake_drainers()

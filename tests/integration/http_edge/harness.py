@@ -74,7 +74,7 @@ def parse_answers(raw: bytes, *, head: bool = False) -> list[Answer]:
             size = int(headers["content-length"])
             body, raw = raw[:size], raw[size:]
             assert len(body) == size
-        elif headers.get("transfer-encoding") == "chunked":
+        elif headers.get("transfer-encoding") == "chunked" and not head:
             while True:
                 size_line, _, raw = raw.partition(b"\r\n")
                 size = int(size_line, 16)
