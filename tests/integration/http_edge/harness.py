@@ -112,6 +112,12 @@ async def talk(
             await writer.wait_closed()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until ``condition`` holds."""
+    while not condition():  # noqa: ASYNC110  # what is waited for has no event
+        await asyncio.sleep(0)
+
+
 def run(main: Awaitable[Any], *, timeout_s: float = 30.0) -> Any:
     """Run a test's coroutine on uvloop, as http does."""
 

@@ -8,7 +8,7 @@ import socket
 import struct
 
 import pytest
-from harness import echo, parse_answers, run, serving, talk
+from harness import echo, parse_answers, run, serving, talk, until
 
 from sandrun.errors import RequestError
 from sandrun.http.exchange import ClientGone, Exchange, Response
@@ -155,11 +155,9 @@ def test_the_body_is_read_only_as_fast_as_the_handler_takes_it() -> None:
             size = 40_000_000
             data = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
             sending = asyncio.create_task(talk(port, data + b"x" * size))
-            while not server.connections:
-                await asyncio.sleep(0)
+            await until(lambda: not (not server.connections))
             (peer,) = server._peers  # noqa: SLF001
-            while not peer.connection.buffered:
-                await asyncio.sleep(0)
+            await until(lambda: not (not peer.connection.buffered))
             for _ in range(2000):
                 await asyncio.sleep(0)
                 assert peer.connection.buffered < 600_000
@@ -194,8 +192,7 @@ def test_a_client_that_dies_in_its_upload_is_seen_at_once() -> None:
                 await over.wait()
                 writer.close()
             assert seen == ["gone"] * 3
-            while server.connections:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections))
 
     run(main())
 
@@ -244,12 +241,10 @@ def test_one_address_cannot_take_every_connection() -> None:
     async def main() -> None:
         async with serving(max_connections_per_address=3) as (server, port):
             held = [await connect(port) for _ in range(3)]
-            while server.connections < 3:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections < 3))
             assert b" 503 " in await talk(port, b"")
             held[0][1].close()
-            while server.connections > 2:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections > 2))
             assert parse_answers(await talk(port, GET))[0].status == 200
             for _, writer in held:
                 writer.close()
@@ -261,8 +256,7 @@ def test_at_the_global_cap_the_longest_idle_connection_makes_room() -> None:
     async def main() -> None:
         async with serving(max_connections=3) as (server, port):
             held = [await connect(port) for _ in range(3)]
-            while server.connections < 3:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections < 3))
             assert parse_answers(await talk(port, GET))[0].status == 200
             assert await until_closed(held[0][0]) == b""
             for _, writer in held:
@@ -366,8 +360,17 @@ def test_errors_are_rendered_and_nothing_of_them_leaks(caplog: pytest.LogCapture
 
     async def main() -> None:
         async with serving(handler) as (_, port):
-            for path, status in (("limit", 429), ("bug", 500), ("silent", 500), ("header", 500), ("type", 500)):
-                raw = await talk(port, GET.replace(b"/ ", b"/%b " % path.encode()) + GET.replace(b"/ ", b"/limit "))
+            for path, status in (
+                ("limit", 429),
+                ("bug", 500),
+                ("silent", 500),
+                ("header", 500),
+                ("type", 500),
+            ):
+                raw = await talk(
+                    port,
+                    GET.replace(b"/ ", b"/%b " % path.encode()) + GET.replace(b"/ ", b"/limit "),
+                )
                 first, second = parse_answers(raw)
                 assert (first.status, second.status) == (status, 429), path
                 assert b"secret" not in raw

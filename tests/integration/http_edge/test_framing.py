@@ -27,8 +27,14 @@ def post(*fields: bytes, body: bytes = b"") -> bytes:
 
 REFUSED = {
     # L1
-    "cl_and_te": (400, post(b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n")),
-    "te_and_cl": (400, post(b"Transfer-Encoding: chunked", b"Content-Length: 5", body=b"0\r\n\r\n")),
+    "cl_and_te": (
+        400,
+        post(b"Content-Length: 5", b"Transfer-Encoding: chunked", body=b"0\r\n\r\n"),
+    ),
+    "te_and_cl": (
+        400,
+        post(b"Transfer-Encoding: chunked", b"Content-Length: 5", body=b"0\r\n\r\n"),
+    ),
     # L2
     "te_xchunked": (400, post(b"Transfer-Encoding: xchunked")),
     "te_list": (400, post(b"Transfer-Encoding: chunked, identity")),

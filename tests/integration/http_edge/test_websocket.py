@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import parse_answers, run, serving, talk
+from harness import parse_answers, run, serving, talk, until
 
 from sandrun.http.exchange import ClientGone, Exchange
 from sandrun.http.websocket import WebSocketLimits
@@ -24,7 +24,9 @@ TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 async def echo(exchange: Exchange) -> None:
     socket = await exchange.websocket(subprotocols=("b", "a"))
     while (message := await socket.receive()) is not None:
-        await (socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message))
+        await (
+            socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
+        )
 
 
 def frame(opcode: int, data: bytes = b"", *, fin: bool = True, mask: bool = True) -> bytes:
@@ -56,7 +58,9 @@ def frames(raw: bytes) -> list[tuple[int, bytes]]:
     return found
 
 
-async def converse(port: int, data: bytes, *, step: int = 0, shut: bool = False) -> list[tuple[int, bytes]]:
+async def converse(
+    port: int, data: bytes, *, step: int = 0, shut: bool = False
+) -> list[tuple[int, bytes]]:
     """Upgrade, send ``data``, return the frames up to the end."""
     raw = await talk(port, HANDSHAKE + data, step=step, shut=shut)
     head, _, rest = raw.partition(b"\r\n\r\n")
@@ -75,14 +79,23 @@ def test_messages_come_back_also_those_sent_with_the_handshake(step: int) -> Non
         async with serving(echo) as (_, port):
             data = (
                 frame(TEXT, "hé".encode())
-                + frame(TEXT, b"a", fin=False) + frame(PING, b"p") + frame(0, b"b")
+                + frame(TEXT, b"a", fin=False)
+                + frame(PING, b"p")
+                + frame(0, b"b")
                 + frame(BINARY, bytes(300))
                 + frame(CLOSE, b"\x03\xe8")
             )
-            assert await converse(port, data, step=step) == [
-                (TEXT, "hé".encode()), (PONG, b"p"), (TEXT, b"ab"), (BINARY, bytes(300)),
-                (CLOSE, b"\x03\xe8"),
-            ] or step == 0  # replies to control frames may overtake messages
+            assert (
+                await converse(port, data, step=step)
+                == [
+                    (TEXT, "hé".encode()),
+                    (PONG, b"p"),
+                    (TEXT, b"ab"),
+                    (BINARY, bytes(300)),
+                    (CLOSE, b"\x03\xe8"),
+                ]
+                or step == 0
+            )  # replies to control frames may overtake messages
 
     run(main())
 
@@ -127,8 +140,7 @@ def test_abuse_is_answered_with_the_right_close_code(case: str, step: int) -> No
         async with serving(echo) as (server, port):
             opcode, payload = (await converse(port, data, step=step))[-1]
             assert (opcode, code(payload)) == (CLOSE, expected)
-            while server.connections:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections))
 
     run(main())
 
@@ -244,8 +256,7 @@ def test_a_peer_that_sends_what_nobody_takes_is_cut_off() -> None:
     async def main() -> None:
         async with serving(deaf, kwargs={"websocket_limits": limits}) as (server, port):
             await converse(port, frame(TEXT, b"a" * 500) * 10)
-            while server.connections:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections))
 
     run(main())
 
@@ -266,7 +277,8 @@ def test_draining_closes_websockets_with_1001() -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("kosoku") is None, reason="kosoku (the Autobahn cases) is not installed"
+    importlib.util.find_spec("kosoku") is None,
+    reason="kosoku (the Autobahn cases) is not installed",
 )
 def test_every_autobahn_case_of_groups_1_to_7_and_10(tmp_path) -> None:
     limits = WebSocketLimits(message_bytes=1 << 20, queue_bytes=1 << 20)  # case 7.1.6 sends 256 KiB

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Handler, echo, parse_answers, run, serving, talk
+from harness import Handler, echo, parse_answers, run, serving, talk, until
 
 from sandrun.config import Http
 from sandrun.http.exchange import ClientGone, Exchange, Response
@@ -25,7 +25,13 @@ HEAD = b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def get(*fields: bytes, path: bytes = b"/") -> bytes:
-    return b"GET " + path + b" HTTP/1.1\r\nHost: a\r\n" + b"".join(f + b"\r\n" for f in fields) + b"\r\n"
+    return (
+        b"GET "
+        + path
+        + b" HTTP/1.1\r\nHost: a\r\n"
+        + b"".join(f + b"\r\n" for f in fields)
+        + b"\r\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +112,7 @@ def test_old_tls_and_broken_handshakes_are_refused(certificate: tuple[str, str])
             # A handshake that is never finished ends with the head's deadline.
             assert await talk(port, b"\x16", shut=False) == b""
             assert parse_answers(await talk_tls(port, get(b"Connection: close")))[0].status == 200
-            while server.connections:
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections))
 
     run(main())
 
@@ -192,11 +197,20 @@ def test_a_trusted_proxy_names_the_client_by_header() -> None:
             for fields, expected in (
                 ((b"X-Forwarded-For: 203.0.113.7",), b"203.0.113.7 True False"),
                 ((b"X-Forwarded-For: 1.1.1.1, 203.0.113.7, 10.0.0.1",), b"203.0.113.7 True False"),
-                ((b"X-Forwarded-For: 1.1.1.1", b"X-Forwarded-For: 203.0.113.7"), b"203.0.113.7 True False"),
-                ((b"X-Forwarded-For: 203.0.113.7", b"X-Forwarded-Proto: https"), b"203.0.113.7 True True"),
+                (
+                    (b"X-Forwarded-For: 1.1.1.1", b"X-Forwarded-For: 203.0.113.7"),
+                    b"203.0.113.7 True False",
+                ),
+                (
+                    (b"X-Forwarded-For: 203.0.113.7", b"X-Forwarded-Proto: https"),
+                    b"203.0.113.7 True True",
+                ),
                 ((b"X-Forwarded-For: nonsense",), b"127.0.0.1 False False"),
                 ((b"X-Forwarded-For: 203.0.113.7, unknown",), b"127.0.0.1 False False"),
-                ((b'Forwarded: for=1.1.1.1, for="[2001:db8::7]:80";proto=https;by=x',), b"2001:db8::7 True True"),
+                (
+                    (b'Forwarded: for=1.1.1.1, for="[2001:db8::7]:80";proto=https;by=x',),
+                    b"2001:db8::7 True True",
+                ),
                 ((b"Forwarded: for=203.0.113.7, nonsense;;",), b"127.0.0.1 False False"),
             ):
                 (answer,) = parse_answers(await talk(port, get(*fields)))
@@ -230,7 +244,9 @@ def test_a_unix_socket_has_no_client_unless_its_peer_tells(tmp_path: Path) -> No
 # ── delivery ──
 
 
-def delivering(results: list[bool], size: int, over: asyncio.Event, *, length: bool = True) -> Handler:
+def delivering(
+    results: list[bool], size: int, over: asyncio.Event, *, length: bool = True
+) -> Handler:
     async def handler(exchange: Exchange) -> None:
         try:
             await exchange.start(200, (), size if length else None)
@@ -273,7 +289,9 @@ def test_what_a_client_has_read_is_delivered(how: str, certificate: tuple[str, s
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_an_answer_that_was_not_read_is_not_delivered(tls: bool, certificate: tuple[str, str]) -> None:
+def test_an_answer_that_was_not_read_is_not_delivered(
+    tls: bool, certificate: tuple[str, str]
+) -> None:
     async def main() -> None:
         results: list[bool] = []
         over = asyncio.Event()
@@ -303,8 +321,7 @@ def test_a_client_killed_with_the_answer_in_its_kernel_has_not_got_it() -> None:
         async with serving(delivering(results, 10_000, over)) as (_, port):
             sock = socket.create_connection(("127.0.0.1", port))
             sock.sendall(GET)
-            while not ready(sock):
-                await asyncio.sleep(0)
+            await until(lambda: not (not ready(sock)))
             sock.close()  # with bytes unread: the kernel sends a reset
             await over.wait()
         assert results == [False]
@@ -417,8 +434,12 @@ def test_text_is_compressed_when_it_pays_and_never_otherwise() -> None:
                 assert headers["vary"] == "accept-encoding"
                 assert len(gzip.decompress(body)) == 5009
             for path, accept in (
-                (b"/json", b"identity"), (b"/json", b"gzip;q=0"), (b"/json", b"br"),
-                (b"/binary", b"gzip"), (b"/etag", b"gzip"), (b"/small", b"gzip"),
+                (b"/json", b"identity"),
+                (b"/json", b"gzip;q=0"),
+                (b"/json", b"br"),
+                (b"/binary", b"gzip"),
+                (b"/etag", b"gzip"),
+                (b"/small", b"gzip"),
             ):
                 _, headers = await fetch(path, accept)
                 assert "content-encoding" not in headers
