@@ -20,7 +20,16 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sandrun.channel import Channel, Closed, pair
-from sandrun.job import ExitReason, JobSpec, OutputFile, OutputIndex, SkippedOutput, Usage, Verdict
+from sandrun.job import (
+    ExitReason,
+    JobSpec,
+    OutputFile,
+    OutputIndex,
+    SkippedOutput,
+    Usage,
+    Verdict,
+    encode_index,
+)
 from sandrun.logs import LogWriter
 from sandrun.messages import (
     Acknowledge,
@@ -135,7 +144,7 @@ class FakeZygote:
                 OutputFile(path=path, size_bytes=len(data), sha256=digest, offset=offset)
             )
             offset += len(data)
-        index = msgspec.msgpack.encode(OutputIndex(files=tuple(entries), skipped=skipped))
+        index = encode_index(OutputIndex(files=tuple(entries), skipped=skipped))
         os.pwrite(self.outputs_fd, index, offset)
         self.send(
             Result(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandrun.errors import ProtocolError
-from sandrun.job import OutputFile, OutputIndex
+from sandrun.job import OutputFile, OutputIndex, decode_index
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,8 +35,6 @@ MAX_TIME_S: Final = 8**11 - 1  # of a ustar mtime
 _ZIP_EPOCH_S: Final = 315_532_800  # 1980-01-01: zip cannot say anything earlier
 _ZIP_LAST_S: Final = 4_354_819_199  # 2107-12-31
 
-_decode_index: Final = msgspec.msgpack.Decoder(OutputIndex).decode
-
 
 def read_index(fd: int, offset: int, size: int) -> OutputIndex:
     """The index behind the files' bytes, with every number and name checked.
@@ -50,7 +48,7 @@ def read_index(fd: int, offset: int, size: int) -> OutputIndex:
         raise ProtocolError(f"outputs: an index of {size} bytes")
     raw = os.pread(fd, size, offset)
     try:
-        index = _decode_index(raw)
+        index = decode_index(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ProtocolError("outputs: the index is not one") from error
     seen: set[str] = set()

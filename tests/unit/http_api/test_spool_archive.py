@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http import archive
 from sandrun.http.spool import SEALS, Budget, Spool, archive_kind
-from sandrun.job import OutputFile, OutputIndex
+from sandrun.job import OutputFile, OutputIndex, encode_index
 from sandrun.messages import INLINE_MAX_BYTES, UploadPart
 
 MIB = 1024 * 1024
@@ -203,7 +203,7 @@ def test_zip_is_byte_exact(outputs: tuple[int, list[OutputFile], dict[str, bytes
 def index_of(files: list[OutputFile], content_bytes: int = 100) -> tuple[int, int, int]:
     fd = os.memfd_create("outputs")
     os.pwrite(fd, bytes(content_bytes), 0)
-    raw = msgspec.msgpack.encode(OutputIndex(files=tuple(files)))
+    raw = encode_index(OutputIndex(files=tuple(files)))
     os.pwrite(fd, raw, content_bytes)
     return fd, content_bytes, len(raw)
 
