@@ -148,6 +148,11 @@ class Packages(_Section):
     ca_file: str = ""  # PEM file of the index's certificate authority
     file_hosts: tuple[str, ...] = ()  # hosts of files, beside those that the index names
     private_hosts: tuple[str, ...] = ()  # hosts that may have addresses of private networks
+    requirements: bool = True  # whether jobs may bring a requirements.txt
+    cache_mb: Positive = 2048  # of memory for what jobs had installed
+    cache_environments: Positive = 8  # of jobs' own, kept ready at once
+    install_timeout_s: Seconds = 120.0
+    installs: Positive = 2  # at once
 
 
 class Interpreter(_Section):

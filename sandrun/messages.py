@@ -119,6 +119,35 @@ class PoolState(_Message):
     memory_available_bytes: Bytes = 1 << 40
 
 
+class Installed(_Message):
+    """Answer to :class:`Install`: dispatch the job to ``environment``.
+
+    ``seconds`` and ``cpu_seconds`` are 0 if nothing had to be done. ``log`` is for
+    the job's timeline.
+    """
+
+    request: int
+    environment: Name
+    version: Text = ""
+    packages: tuple[Package, ...] = ()
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    log: Text = ""
+
+
+class InstallFailed(_Message):
+    """Answer to :class:`Install`: the resolver's words.
+
+    ``fault``: it failed by no fault of the job's.
+    """
+
+    request: int
+    reason: Text
+    fault: bool = False
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
 class Drain(_Message):
     """Accept no more jobs, finish those that run, then exit.
 
@@ -159,6 +188,20 @@ class Want(_Message):
     environment: Name
     warm: Name
     waiting: int
+
+
+class Install(_Message):
+    """Make (or find) an environment with these requirement lines on top of a named one.
+
+    :class:`Installed` or :class:`InstallFailed` with the same ``request`` follows.
+    While jobs wait for it (:class:`Want`) or run in it, it is not evicted.
+    """
+
+    request: Annotated[int, msgspec.Meta(ge=0)]
+    environment: Name
+    lines: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=500)
+    ]
 
 
 class Finished(_Message):
@@ -241,7 +284,8 @@ class LogGrew(_Message):
 
 class Elsewhere(_Message):
     """Nothing has run: job.json inside the archive asks for what this zygote cannot
-    give (another environment, another storage size). Dispatch ``spec`` again there."""
+    give (another environment, another storage size). Dispatch ``spec`` again there.
+    """
 
     spec: JobSpec
 

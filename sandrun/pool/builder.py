@@ -73,9 +73,13 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """``status``: of the last command, negative for a signal. ``text``: its last words."""
+    """``status``: of the last command, negative for a signal. ``text``: its last words.
+
+    ``command``: the number of it, -1 if the sandbox itself could not be made.
+    """
 
     status: int
+    command: int
     text: str
     timed_out: bool = False
 
@@ -195,13 +199,13 @@ def _work(channel: Channel[FromBuilder, Build], build: Build) -> None:
         listener.close()  # from here on only the proxy accepts
     build = msgspec.structs.replace(build, env=env)
     deadline = time.monotonic() + build.timeout_s
-    status, tail, timed_out = 0, b"", False
-    for command in build.commands:
+    status, tail, timed_out, number = 0, b"", False, 0
+    for number, command in enumerate(build.commands):  # noqa: B007 - the last one is told
         status, tail, timed_out = _run(build, command, deadline)
         if status:
             break
     text = tail.decode("utf-8", "replace")
-    channel.send(Built(status=status, text=text, timed_out=timed_out))
+    channel.send(Built(status=status, command=number, text=text, timed_out=timed_out))
 
 
 def _first_process(channel: Channel[FromBuilder, Build], build: Build) -> NoReturn:
@@ -212,7 +216,7 @@ def _first_process(channel: Channel[FromBuilder, Build], build: Build) -> NoRetu
         _work(channel, build)
         code = 0
     except (OSError, subprocess.SubprocessError) as error:
-        channel.send(Built(status=-1, text=f"build sandbox: {error}"))
+        channel.send(Built(status=-1, command=-1, text=f"build sandbox: {error}"))
     finally:
         os._exit(code)
 

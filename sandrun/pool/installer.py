@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -32,7 +33,14 @@ _GRACE_S: Final = 15.0  # a builder that has not answered by then is killed
 
 
 class PackageError(SandrunError):
-    """Packages could not be had; the text is the installer's, without credentials."""
+    """Packages could not be had; the text is the installer's, without credentials.
+
+    ``fault``: it is our build sandbox that failed, not what was asked for.
+    """
+
+    def __init__(self, text: str, *, fault: bool = False) -> None:
+        super().__init__(text)
+        self.fault = fault
 
 
 def find_uv() -> str:
@@ -73,6 +81,9 @@ class Installer:
         self.file_hosts = file_hosts
         self.timeout_s = timeout_s  # of one run
         self.control = control  # a job group's control files: names, descriptors
+        self.cpu_seconds = 0.0  # used by all runs so far
+        self._process: subprocess.Popen[bytes] | None = None
+        self._killed = False
         self.uv = find_uv()
         self._default_index: str | None = None
 
@@ -104,17 +115,29 @@ class Installer:
         result = self._build(build, projects)
         if result.timed_out:
             raise PackageError(f"installing took longer than {self.timeout_s:g} s")
+        if result.command < 0:
+            raise PackageError(result.text, fault=True)
         if result.status:
             words = redact(result.text).replace(WORK + "/", "").strip()
             raise PackageError(words[-_WORDS:] or f"the installer ended with {result.status}")
 
+    def kill(self) -> None:
+        """End what runs, from another thread; no run after it begins."""
+        self._killed = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+
     def _build(self, build: Build, projects: tuple[str, ...]) -> Built:
+        if self._killed:
+            raise PackageError("the server is stopping", fault=True)
         ours, theirs = pair()
-        process = _exec("sandrun.pool.builder", theirs)
+        # Its PDEATHSIG fires at the end of this thread: a pool's threads stay.
+        process = self._process = _exec("sandrun.pool.builder", theirs)
         theirs.close()
         received: Any = FromBuilder
         channel: Channel[Build, FromBuilder] = Channel(ours, received)
         proxy: subprocess.Popen[bytes] | None = None
+        answered = False
         try:
             ours.settimeout(build.timeout_s + _GRACE_S)
             channel.send(build, self.control[1])
@@ -122,17 +145,22 @@ class Installer:
                 message, fds = channel.receive()
                 if isinstance(message, Built):
                     close_all(fds)
+                    answered = True  # its last words: it ends by itself, and is counted
                     return _with_refusals(message, proxy)
                 if isinstance(message, Listening) and len(fds) == 1 and proxy is None:
                     proxy = self._start_proxy(socket.socket(fileno=fds[0]), projects)
                 else:
                     close_all(fds)
         except (Closed, ProtocolError, TimeoutError, OSError) as error:
-            raise PackageError(f"the build sandbox failed: {error or 'it ended'}") from error
+            raise PackageError(
+                f"the build sandbox failed: {error or 'it ended'}", fault=True
+            ) from error
         finally:
             channel.close()
-            process.kill()
-            process.wait()
+            if not answered:
+                process.kill()
+            self._process = None
+            self.cpu_seconds += _reap(process)
             if proxy is not None:
                 proxy.kill()
                 proxy.communicate()
@@ -215,6 +243,13 @@ class Installer:
             if not path.startswith("/usr/"):
                 binds.append((path, path))
         return tuple(binds)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> float:
+    """Wait for a process; CPU seconds of it and of all that it has waited for."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _with_refusals(built: Built, proxy: subprocess.Popen[bytes] | None) -> Built:

@@ -39,6 +39,7 @@ class MS(IntFlag):
     BIND = 4096
     REC = 16384
     PRIVATE = 1 << 18
+    SLAVE = 1 << 19
 
 
 class MNT(IntFlag):

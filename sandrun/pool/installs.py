@@ -1,0 +1,401 @@
+"""Requirements of jobs: installed once per lock, kept in memory, shared read-only.
+Runs as: root (supervisor). I/O; the builds themselves block in threads.
+
+Three steps, each remembered. *Inputs* (lines, environment, interpreter, index) →
+*lock* (exact versions with hashes; asked again after :data:`LOCK_SECONDS`, since an
+index goes on) → *environment*, a directory named by the lock's hash, with a spawner
+of its own that keeps a zygote ready. So a second job with the same lines costs a
+lookup, and one with other lines and the same lock costs a resolution.
+
+A job's bytes never get into the cache: only the installer writes there, in its own
+sandbox, into a fresh directory per build with a download cache of its own (a link
+out of a shared one would let a package poison the next). Jobs mount the finished
+directory read-only; it is root's, and nothing in it is executed at the build.
+
+The cache is a tmpfs in a mount namespace that ends with the supervisor: it is
+gone whatever happens. It is bounded in bytes and in environments, and the least
+recently used goes first; one in which jobs wait or run stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import msgspec
+
+from sandrun import requirements
+from sandrun.config import Config, Environment
+from sandrun.errors import SandrunError
+from sandrun.job import MIB
+from sandrun.messages import Install, Installed, InstallFailed
+from sandrun.pool import environments, package_index
+from sandrun.pool.installer import Installer, PackageError
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import CLONE, MS, MountAttr
+from sandrun.requirements import RequirementsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sandrun.pool.environments import Python, Record
+
+log = logging.getLogger(__name__)
+
+RAM_DIRECTORY: Final = "/run/sandrun"
+PREFIX: Final = "requirements-"
+LOCK_SECONDS: Final = 3600.0  # how long a resolution is taken for the index's present one
+GRACE_SECONDS: Final = 60.0  # after an answer, until its job has been heard of
+QUEUE: Final = 64  # builds that wait; more are refused
+_LOCKS: Final = 10_000  # remembered: 64 bytes each
+_BUSY: Final = "too many installations wait already; try again"
+
+
+def ram_directory(size_mb: int, *, noswap: bool, path: str = RAM_DIRECTORY) -> Path:
+    """A tmpfs that only this process and its later children see. Raises OSError.
+
+    Changes the mount namespace of the calling thread: call it at the start.
+    """
+    libc.unshare(CLONE.NEWNS)
+    # A slave: unmounts of the host still reach us, and nothing of ours the host.
+    libc.mount("none", "/", "none", MS.REC | MS.SLAVE)
+    os.makedirs(path, 0o755, exist_ok=True)
+    options = {"size": str(size_mb * MIB), "mode": "755"}
+    if noswap:
+        options["noswap"] = ""
+    fd = libc.detached_tmpfs(options, MountAttr.NOSUID | MountAttr.NODEV)
+    try:
+        libc.move_mount(fd, path)
+    finally:
+        os.close(fd)
+    return Path(path)
+
+
+class Pool(Protocol):
+    """What this needs of the manager."""
+
+    async def add_environment(self, name: str, environment: Environment, directory: str) -> None:
+        """Start its spawner; returns when it is ready. Raises SetupError."""
+
+    def remove_environment(self, name: str) -> None:
+        """End its spawner and its idle zygotes."""
+
+    def is_idle(self, name: str) -> bool:
+        """Whether no job waits for it or runs in it."""
+
+
+# ── which to evict: pure ─────────────────────────────────────────────────────
+
+
+class Kept(msgspec.Struct):
+    """One environment in the cache."""
+
+    directory: Path
+    record: Record
+    size_bytes: int
+    used: float  # monotonic
+
+
+def victims(
+    kept: dict[str, Kept],
+    is_idle: Callable[[str], bool],
+    now: float,
+    *,
+    count: int,
+    size_bytes: int,
+) -> list[str]:
+    """Names to evict, least recently used first, until what stays fits.
+
+    What is in use stays, so the result may not be enough.
+    """
+    over_count = len(kept) - count
+    over_bytes = sum(entry.size_bytes for entry in kept.values()) - size_bytes
+    found = []
+    for name, entry in sorted(kept.items(), key=lambda item: item[1].used):
+        if over_count <= 0 and over_bytes <= 0:
+            break
+        if now - entry.used >= GRACE_SECONDS and is_idle(name):
+            found.append(name)
+            over_count -= 1
+            over_bytes -= entry.size_bytes
+    return found
+
+
+# ── building ─────────────────────────────────────────────────────────────────
+
+
+class Order(NamedTuple):
+    """One thing to be built."""
+
+    inputs: str
+    base: str  # the named environment
+    lines: tuple[str, ...]
+    python: Python
+
+
+class Done(NamedTuple):
+    """What became of it."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    log: str
+
+
+class Failed(Exception):
+    """It could not be built; costs are told all the same."""
+
+    def __init__(self, reason: str, *, fault: bool, seconds: float, cpu_seconds: float) -> None:
+        super().__init__(reason)
+        self.fault = fault
+        self.seconds = seconds
+        self.cpu_seconds = cpu_seconds
+
+
+class Installs:
+    """The cache, and the way into it."""
+
+    def __init__(
+        self,
+        config: Config,
+        pool: Pool,
+        directory: Path,
+        make_installer: Callable[[], Installer],
+        index: package_index.Index,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.directory = directory
+        self.index = index
+        self.clock = clock
+        self._make_installer = make_installer
+        self._kept: dict[str, Kept] = {}
+        self._locks: dict[str, tuple[str, float]] = {}  # inputs → (environment, when)
+        self._pythons: dict[str, Python] = {}
+        self._building: dict[str, asyncio.Task[Done]] = {}
+        self._installers: set[Installer] = set()  # at work
+        self._turn = asyncio.Semaphore(config.packages.installs)
+        self._adding = asyncio.Lock()
+
+    async def install(self, wish: Install) -> Installed | InstallFailed:
+        """Answer one wish; never raises."""
+        started = self.clock()
+        try:
+            order = self._order(wish)
+            done = self._hit(order.inputs)
+            if done is None:
+                # Whoever wishes the same meanwhile waits for the same build, and pays
+                # nothing; it goes on though the first of them has gone.
+                task, first = self._build_once(order)
+                done = await asyncio.shield(task)
+                if not first:
+                    done = done._replace(cpu_seconds=0.0)
+        except Failed as error:
+            return InstallFailed(
+                request=wish.request,
+                reason=str(error)[:4096],
+                fault=error.fault,
+                seconds=error.seconds,
+                cpu_seconds=error.cpu_seconds,
+            )
+        except (SandrunError, OSError) as error:
+            fault = not isinstance(error, RequirementsError | PackageError) or (
+                isinstance(error, PackageError) and error.fault
+            )
+            reason = package_index.redact(str(error))[:4096]
+            if fault:
+                log.error("installing for a job failed: %s", reason)
+            return InstallFailed(
+                request=wish.request, reason=reason, fault=fault, seconds=self.clock() - started
+            )
+        entry = self._kept[done.name]
+        entry.used = self.clock()
+        return Installed(
+            request=wish.request,
+            environment=done.name,
+            version=entry.record.python.version,
+            packages=entry.record.packages[:400],  # fits a message
+            seconds=done.seconds,
+            cpu_seconds=done.cpu_seconds,
+            log=done.log[:4096],
+        )
+
+    def _order(self, wish: Install) -> Order:
+        """Check what http has checked already: it may have been taken over."""
+        base = self.config.environments.get(wish.environment)
+        if not self.config.packages.requirements:
+            raise PackageError("this server installs no requirements ([packages] requirements)")
+        if base is None:
+            raise PackageError(f"there is no environment {wish.environment!r}")
+        if base.path:
+            raise PackageError(
+                f"environment {wish.environment!r} is a directory of the operator's: "
+                "nothing can be added to it"
+            )
+        lines = requirements.parse("\n".join((*base.packages, *wish.lines)))
+        python = self._python(self.config.interpreters[base.interpreter].command[0])
+        asked = (f"# {wish.environment}", *lines)
+        return Order(
+            environments.inputs_hash(asked, python, self.index), wish.environment, lines, python
+        )
+
+    def _python(self, command: str) -> Python:
+        if command not in self._pythons:
+            self._pythons[command] = environments.find_python(command)
+        return self._pythons[command]
+
+    def _hit(self, inputs: str) -> Done | None:
+        name, when = self._locks.get(inputs, ("", 0.0))
+        if name in self._kept and self.clock() - when < LOCK_SECONDS:
+            return Done(name, 0.0, 0.0, "")
+        return None
+
+    def _build_once(self, order: Order) -> tuple[asyncio.Task[Done], bool]:
+        """The build of ``order``, and whether it has been started for this call."""
+        task = self._building.get(order.inputs)
+        if task is not None:
+            return task, False
+        if len(self._building) >= QUEUE:
+            raise Failed(_BUSY, fault=True, seconds=0.0, cpu_seconds=0.0)
+        task = asyncio.get_running_loop().create_task(self._build(order))
+        self._building[order.inputs] = task
+        task.add_done_callback(lambda _: self._building.pop(order.inputs, None))
+        return task, True
+
+    async def _build(self, order: Order) -> Done:
+        async with self._turn:
+            started = self.clock()
+            installer = self._make_installer()
+            self._installers.add(installer)
+            self.make_room()
+            try:
+                directory, record, said = await asyncio.to_thread(
+                    self._build_directory, installer, order
+                )
+            except (SandrunError, OSError) as error:
+                fault = not isinstance(error, PackageError) or error.fault
+                raise Failed(
+                    package_index.redact(str(error)),
+                    fault=fault,
+                    seconds=self.clock() - started,
+                    cpu_seconds=installer.cpu_seconds,
+                ) from error
+            finally:
+                self._installers.discard(installer)
+            await self._admit(order, directory, record)
+            self._remember(order.inputs, directory.name)
+            return Done(
+                directory.name, self.clock() - started, installer.cpu_seconds, "\n".join(said)
+            )
+
+    def _build_directory(
+        self, installer: Installer, order: Order
+    ) -> tuple[Path, Record, list[str]]:
+        """In a thread. Raises :class:`PackageError`."""
+        started = time.monotonic()
+        with environments.Workshop(self.directory, installer.uid) as workshop:
+            lock = environments.make_lock(installer, workshop, order.python, order.lines)
+            count = lock.count("==")
+            said = [f"resolved {count} packages in {time.monotonic() - started:.2f} s"]
+            # The named environment is part of the name: its preload and mode are.
+            target = self.directory / self._name(order.base, lock, order.python)
+            record = environments.read_record(target)
+            if record is None:
+                started = time.monotonic()
+                built = environments.install(installer, workshop, order.python, lock)
+                listed = environments.packages(environments.site_packages(built, order.python))
+                record = environments.Record(
+                    inputs=order.inputs, lock=lock, python=order.python, packages=listed
+                )
+                environments.write_record(built, record)
+                built.rename(target)
+                said.append(f"installed them in {time.monotonic() - started:.2f} s")
+            return target, record, said
+
+    @staticmethod
+    def _name(base: str, lock: str, python: Python) -> str:
+        return PREFIX + environments.lock_hash(f"# {base}\n{lock}", python)
+
+    async def _admit(self, order: Order, directory: Path, record: Record) -> None:
+        """Give the environment a spawner, unless it has one."""
+        name = directory.name
+        async with self._adding:
+            if name in self._kept:
+                self._kept[name].used = self.clock()
+                return
+            base = self.config.environments[order.base]
+            # One zygote waits: a lock that comes back finds it, and many locks cost little.
+            environment = msgspec.structs.replace(base, packages=(), ready=1)
+            try:
+                await self.pool.add_environment(name, environment, str(directory))
+            except SandrunError:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+            size = await asyncio.to_thread(_size_of, directory)
+            self._kept[name] = Kept(directory, record, size, self.clock())
+        self.make_room()
+
+    def _remember(self, inputs: str, name: str) -> None:
+        self._locks.pop(inputs, None)
+        self._locks[inputs] = (name, self.clock())
+        while len(self._locks) > _LOCKS:
+            del self._locks[next(iter(self._locks))]
+
+    def make_room(self) -> None:
+        """Evict what is too much. A quarter of the memory is for the next build."""
+        packages = self.config.packages
+        for name in victims(
+            self._kept,
+            self.pool.is_idle,
+            self.clock(),
+            count=packages.cache_environments,
+            size_bytes=packages.cache_mb * MIB * 3 // 4,
+        ):
+            self.pool.remove_environment(name)
+            shutil.rmtree(self._kept.pop(name).directory, ignore_errors=True)
+
+    async def stop(self) -> None:
+        """End the builds that run and return when they have."""
+        tasks = list(self._building.values())
+        while self._building:
+            for installer in self._installers:
+                installer.kill()
+            # One that waited for its turn meanwhile begins, and is ended in its turn.
+            await asyncio.wait(self._building.values(), timeout=0.1)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _size_of(directory: Path) -> int:
+    return sum(
+        os.lstat(os.path.join(root, name)).st_blocks * 512
+        for root, _, files in os.walk(directory)
+        for name in files
+    )
+
+
+def installer_factory(
+    config: Config,
+    index: package_index.Index,
+    program: bytes,
+    control: tuple[Iterable[str], Iterable[int]] = ((), ()),
+) -> Callable[[], Installer]:
+    """Installers for :class:`Installs`; ``control``: files of the group they run in."""
+
+    def make() -> Installer:
+        return Installer(
+            index,
+            config.pool.uid_base + environments.BUILD_UID_OFFSET,
+            program,
+            private_hosts=config.packages.private_hosts,
+            file_hosts=config.packages.file_hosts,
+            timeout_s=config.packages.install_timeout_s,
+            control=(tuple(control[0]), tuple(control[1])),
+        )
+
+    return make
