@@ -1,7 +1,7 @@
-"""multipart/form-data → parts with safe names, as the bytes come in. Sans-IO.
+r"""multipart/form-data → parts with safe names, as the bytes come in. Sans-IO.
 
 The ``multipart`` package finds the boundaries; what its header parsing hands out is
-not used, because it gives file names raw, cuts ``C:\\dir\\a`` to ``a``, takes the last
+not used, because it gives file names raw, cuts ``C:\dir\a`` to ``a``, takes the last
 of two file names and ignores ``filename*``. Content-Disposition is read here, once
 and strictly, and every file name goes through :mod:`sandrun.paths`.
 

@@ -190,7 +190,7 @@ class Peer(Wire):
             except ClientGone:
                 raise
             except Exception as error:  # noqa: BLE001  # the last line of defence: 500
-                log.error("unhandled %s", describe(error))  # noqa: TRY400  # no content
+                log.error("unhandled %s", describe(error))  # no content
                 if not exchange.started:
                     await exchange.respond(INTERNAL_ERROR)
                 elif self.websocket is not None:
@@ -203,7 +203,7 @@ class Peer(Wire):
             self.abort()
             raise
         except Exception as error:  # noqa: BLE001  # not even the 500 could be sent
-            log.error("unhandled %s", describe(error))  # noqa: TRY400
+            log.error("unhandled %s", describe(error))
             self.abort()
         finally:
             self.task = None

@@ -156,7 +156,7 @@ def test_the_body_is_read_only_as_fast_as_the_handler_takes_it() -> None:
             data = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size
             sending = asyncio.create_task(talk(port, data + b"x" * size))
             await until(lambda: not (not server.connections))
-            (peer,) = server._peers  # noqa: SLF001
+            (peer,) = server._peers
             await until(lambda: not (not peer.connection.buffered))
             for _ in range(2000):
                 await asyncio.sleep(0)
@@ -268,7 +268,7 @@ def test_at_the_global_cap_the_longest_idle_connection_makes_room() -> None:
 def test_without_descriptors_accepting_backs_off_and_goes_on() -> None:
     async def main() -> None:
         async with serving() as (server, port):
-            (listener,) = server._listeners  # noqa: SLF001
+            (listener,) = server._listeners
 
             class Exhausted:
                 """A listener whose process has no descriptors left, once."""
@@ -282,11 +282,11 @@ def test_without_descriptors_accepting_backs_off_and_goes_on() -> None:
             exhausted = Exhausted()
             server.loop.remove_reader(listener)
             removed = []
-            server._back_off = lambda which: removed.append(which)  # type: ignore[method-assign]  # noqa: SLF001
-            server._accept(exhausted)  # type: ignore[arg-type]  # noqa: SLF001
+            server._back_off = lambda which: removed.append(which)  # type: ignore[method-assign]
+            server._accept(exhausted)  # type: ignore[arg-type]
             assert removed == [exhausted]
             assert exhausted.calls == 1
-            server._accept_again(listener)  # noqa: SLF001
+            server._accept_again(listener)
             assert parse_answers(await talk(port, GET))[0].status == 200
 
     run(main())
@@ -304,8 +304,7 @@ def test_draining_ends_idle_connections_and_finishes_the_others() -> None:
             idle, idle_writer = await connect(port)
             busy, busy_writer = await connect(port)
             busy_writer.write(GET)
-            while server.connections < 2 or len(server._idle) > 1:  # noqa: SLF001
-                await asyncio.sleep(0)
+            await until(lambda: not (server.connections < 2 or len(server._idle) > 1))
             draining = asyncio.create_task(server.drain(10))
             assert await until_closed(idle) == b""
             go.set()
@@ -329,8 +328,7 @@ def test_what_outlives_the_grace_is_cut_off() -> None:
         async with serving(forever) as (server, port):
             reader, writer = await connect(port)
             writer.write(GET)
-            while not server.connections or server._idle:  # noqa: SLF001
-                await asyncio.sleep(0)
+            await until(lambda: not (not server.connections or server._idle))
             await server.drain(SHORT)
             assert await until_closed(reader) == b""
             writer.close()
