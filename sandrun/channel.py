@@ -25,6 +25,7 @@ from sandrun.errors import ProtocolError
 MAX_MESSAGE: Final = 128 * 1024  # below net.core.wmem_default (208 KiB), so one send is enough
 MAX_FDS: Final = 16
 _FD_BYTES: Final = array.array("i").itemsize
+_TRUNCATED: Final = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # once: enums are slow to join
 _ANCILLARY: Final = socket.CMSG_SPACE(MAX_FDS * _FD_BYTES)
 
 Sent = TypeVar("Sent")
@@ -71,7 +72,7 @@ class Channel(Generic[Sent, Received]):
             raise Closed from error
         fds = _descriptors(ancillary)
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & _TRUNCATED:
                 raise ProtocolError("message or descriptors were truncated")
             if not data:
                 raise Closed

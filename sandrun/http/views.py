@@ -22,27 +22,25 @@ if TYPE_CHECKING:
 _utf8: Final = codecs.getincrementaldecoder("utf-8")
 
 # Fixed at import: the host's /etc/mime.types differ, and http opens nothing later.
-_TYPES: Final = mimetypes.MimeTypes(filenames=())
-for _extension, _type in (
-    (".md", "text/markdown"),
-    (".yaml", "application/yaml"),
-    (".yml", "application/yaml"),
-    (".parquet", "application/vnd.apache.parquet"),
-    (".webp", "image/webp"),
-    (".wasm", "application/wasm"),
-    (".ipynb", "application/x-ipynb+json"),
-    (".log", "text/plain"),
-    (".gz", "application/gzip"),
-):
-    _TYPES.add_type(_type, _extension)
+_TYPES: Final = {
+    **mimetypes.MimeTypes(filenames=()).types_map[True],
+    ".gz": "application/gzip",
+    ".ipynb": "application/x-ipynb+json",
+    ".log": "text/plain",
+    ".md": "text/markdown",
+    ".parquet": "application/vnd.apache.parquet",
+    ".tgz": "application/gzip",
+    ".wasm": "application/wasm",
+    ".webp": "image/webp",
+    ".yaml": "application/yaml",
+    ".yml": "application/yaml",
+}
 
 
 def mime_type(path: str) -> str:
-    """By extension; what is not known is bytes."""
-    kind, encoding = _TYPES.guess_type("x/" + path.rpartition("/")[2])
-    if encoding is not None:
-        return "application/gzip" if encoding == "gzip" else "application/octet-stream"
-    return kind or "application/octet-stream"
+    """By the last extension; what is not known is bytes."""
+    _, dot, extension = path.rpartition("/")[2].rpartition(".")
+    return _TYPES.get(f".{extension.lower()}" if dot else "", "application/octet-stream")
 
 
 def shown(path: str) -> str:

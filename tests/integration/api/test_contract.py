@@ -198,7 +198,12 @@ DATA = bytes(range(256)) * 1000
 def leave_files(zygote: FakeZygote) -> None:
     zygote.start()
     zygote.end(
-        outputs={"data.bin": DATA, "page.html": b"<script>", "dir/bad\udcff\n.txt": b"odd", "e": b""},
+        outputs={
+            "data.bin": DATA,
+            "page.html": b"<script>",
+            "dir/bad\udcff\n.txt": b"odd",
+            "e": b"",
+        },
         skipped=(SkippedOutput(path="link", reason="symlink"),),
     )
 
@@ -233,9 +238,7 @@ def test_ranges(files: tuple[Any, str]) -> None:
 
 def test_several_ranges(files: tuple[Any, str]) -> None:
     node, job = files
-    reply = node.client.get(
-        f"/download/{job}/data.bin", headers={"Range": "bytes=0-4,1000-1004"}
-    )
+    reply = node.client.get(f"/download/{job}/data.bin", headers={"Range": "bytes=0-4,1000-1004"})
     assert reply.status_code == 206
     boundary = reply.headers["content-type"].partition("boundary=")[2].encode()
     parts = reply.content.split(b"--" + boundary)
@@ -392,7 +395,11 @@ def test_a_foreign_page_reads_but_starts_nothing(node: Any) -> None:
     assert node.client.get(f"/status/{job}", headers=evil).headers[
         "access-control-allow-origin"
     ] == "*"  # fmt: skip
-    for method, path in (("POST", "/run"), ("POST", f"/jobs/{job}/cancel"), ("DELETE", f"/jobs/{job}")):
+    for method, path in (
+        ("POST", "/run"),
+        ("POST", f"/jobs/{job}/cancel"),
+        ("DELETE", f"/jobs/{job}"),
+    ):
         reply = node.client.request(method, path, json={"code": "x"}, headers=evil)
         assert reply.json()["code"] == "foreign_origin", path
     preflight = node.client.options(
@@ -477,9 +484,7 @@ def test_validate_says_what_would_happen(node: Any) -> None:
 def test_openapi_lists_every_public_route(node: Any) -> None:
     document = node.client.get("/openapi.json").json()
     assert document["openapi"] == "3.1.0"
-    paths = {
-        (method.upper(), path) for path, item in document["paths"].items() for method in item
-    }
+    paths = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
     assert paths == {(route.method, route.pattern) for route in ROUTES if not route.admin}
     raw = json.dumps(document)
     for reference in set(re.findall(r'"#/components/schemas/(\w+)"', raw)):
