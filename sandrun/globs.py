@@ -1,4 +1,4 @@
-"""Output patterns, matched in linear time. Pure.
+r"""Output patterns, matched in linear time. Pure.
 
 The rules are those of ``.gitignore``, turned round (what matches is kept):
 
@@ -10,7 +10,7 @@ The rules are those of ``.gitignore``, turned round (what matches is kept):
 - a directory that matches brings everything below it (``results``, ``results/``:
   the latter matches directories only);
 - ``!pattern`` takes out what the others let in, whatever the order;
-- ``\\`` takes the next character's meaning away.
+- ``\`` takes the next character's meaning away.
 
 The patterns and the names both come from strangers, so no pattern may be slow.
 All of them together are one non-deterministic automaton whose set of states is
@@ -154,7 +154,7 @@ def _parse(pattern: str) -> _Pattern:
         raise ValueError(f"it has {len(pattern)} characters; {MAX_LENGTH} are allowed")
     if "\0" in pattern:
         raise ValueError("there is a NUL in it")
-    if pattern.startswith("/") or pattern == "~" or pattern.startswith("~/"):
+    if pattern.startswith(("/", "~/")) or pattern == "~":
         raise ValueError("it must be relative to the work directory")
     anchored = "/" in pattern.rstrip("/")
     names = [name for name in pattern.split("/") if name not in {"", "."}]

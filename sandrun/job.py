@@ -135,7 +135,14 @@ _decode_index: Final = msgspec.msgpack.Decoder(_WireIndex).decode
 def encode_index(index: OutputIndex) -> bytes:
     """The form of an index in the outputs descriptor."""
     files = [
-        (f.path.encode("utf-8", "surrogateescape"), f.size_bytes, f.sha256, f.offset, f.executable, f.mtime_s)
+        (
+            f.path.encode("utf-8", "surrogateescape"),
+            f.size_bytes,
+            f.sha256,
+            f.offset,
+            f.executable,
+            f.mtime_s,
+        )
         for f in index.files
     ]
     skipped = [(s.path.encode("utf-8", "surrogateescape"), s.reason) for s in index.skipped]

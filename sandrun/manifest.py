@@ -52,22 +52,70 @@ PROFILES: Final = ("default", "compute")
 # promised about a start. PYTHON* is a list of what is allowed: new hooks are born.
 _ALLOWED_PYTHON: Final = frozenset(
     "PYTHON" + name
-    for name in (
-        "PATH HASHSEED UNBUFFERED IOENCODING UTF8 DONTWRITEBYTECODE OPTIMIZE FAULTHANDLER "
-        "DEVMODE ASYNCIODEBUG TRACEMALLOC INTMAXSTRDIGITS NODEBUGRANGES SAFEPATH MALLOC "
-        "VERBOSE DEBUG COERCECLOCALE"
-    ).split()
+    for name in [
+        "PATH",
+        "HASHSEED",
+        "UNBUFFERED",
+        "IOENCODING",
+        "UTF8",
+        "DONTWRITEBYTECODE",
+        "OPTIMIZE",
+        "FAULTHANDLER",
+        "DEVMODE",
+        "ASYNCIODEBUG",
+        "TRACEMALLOC",
+        "INTMAXSTRDIGITS",
+        "NODEBUGRANGES",
+        "SAFEPATH",
+        "MALLOC",
+        "VERBOSE",
+        "DEBUG",
+        "COERCECLOCALE",
+    ]
 )
 _REFUSED_PREFIXES: Final = ("LD_", "GLIBC_", "LUA_INIT", "BASH_FUNC_", "MALLOC_TRACE")
 _REFUSED_VARIABLES: Final = frozenset(
-    """
-    NODE_OPTIONS NODE_REPL_EXTERNAL_MODULE NODE_PENDING_DEPRECATION NODE_V8_COVERAGE
-    BASH_ENV ENV SHELLOPTS BASHOPTS PS4 IFS PROMPT_COMMAND CDPATH GLOBIGNORE
-    PERL5OPT PERL5DB PERL5SHELL PERL_UNICODE RUBYOPT RUBYSHELL
-    R_PROFILE R_PROFILE_USER R_ENVIRON R_ENVIRON_USER R_HOME PHPRC PHP_INI_SCAN_DIR
-    GCONV_PATH LOCPATH NLSPATH GETCONF_DIR HOSTALIASES RES_OPTIONS LOCALDOMAIN
-    RESOLV_HOST_CONF JAVA_TOOL_OPTIONS _JAVA_OPTIONS JDK_JAVA_OPTIONS GOFLAGS GOENV
-    """.split()
+    [
+        "NODE_OPTIONS",
+        "NODE_REPL_EXTERNAL_MODULE",
+        "NODE_PENDING_DEPRECATION",
+        "NODE_V8_COVERAGE",
+        "BASH_ENV",
+        "ENV",
+        "SHELLOPTS",
+        "BASHOPTS",
+        "PS4",
+        "IFS",
+        "PROMPT_COMMAND",
+        "CDPATH",
+        "GLOBIGNORE",
+        "PERL5OPT",
+        "PERL5DB",
+        "PERL5SHELL",
+        "PERL_UNICODE",
+        "RUBYOPT",
+        "RUBYSHELL",
+        "R_PROFILE",
+        "R_PROFILE_USER",
+        "R_ENVIRON",
+        "R_ENVIRON_USER",
+        "R_HOME",
+        "PHPRC",
+        "PHP_INI_SCAN_DIR",
+        "GCONV_PATH",
+        "LOCPATH",
+        "NLSPATH",
+        "GETCONF_DIR",
+        "HOSTALIASES",
+        "RES_OPTIONS",
+        "LOCALDOMAIN",
+        "RESOLV_HOST_CONF",
+        "JAVA_TOOL_OPTIONS",
+        "_JAVA_OPTIONS",
+        "JDK_JAVA_OPTIONS",
+        "GOFLAGS",
+        "GOENV",
+    ]
 )
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 
@@ -118,9 +166,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def given(self) -> tuple[str, ...]:
         """Names of the fields that were given."""
-        return tuple(
-            name for name in self.__struct_fields__ if getattr(self, name) is not UNSET
-        )
+        return tuple(name for name in self.__struct_fields__ if getattr(self, name) is not UNSET)
 
 
 class Rules(NamedTuple):
@@ -231,9 +277,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _refuse_whole(source: str, reason: str) -> NoReturn:
-    raise RequestError(
-        400, "invalid_manifest", f"{source}: {reason}", details={"field": source}
-    )
+    raise RequestError(400, "invalid_manifest", f"{source}: {reason}", details={"field": source})
 
 
 def shown(value: object) -> str:
@@ -450,9 +494,7 @@ _KNOWN: Final = tuple(name for name in _FIELDS if name != "gpu")
 
 def merge(part: Manifest, job_json: Manifest) -> Manifest:
     """Both as one; where both say something, the manifest part wins."""
-    return msgspec.structs.replace(
-        job_json, **{name: getattr(part, name) for name in part.given}
-    )
+    return msgspec.structs.replace(job_json, **{name: getattr(part, name) for name in part.given})
 
 
 def draft(manifest: Manifest, defaults: Limits) -> JobSpec:
@@ -462,7 +504,8 @@ def draft(manifest: Manifest, defaults: Limits) -> JobSpec:
 
 def overlay(spec: JobSpec, given: Collection[str], job_json: Manifest) -> JobSpec:
     """``spec`` with the fields of ``job_json`` that are not among ``given``
-    (fields that the manifest part has decided already)."""
+    (fields that the manifest part has decided already).
+    """
     fields: dict[str, Any] = {}
     limits: dict[str, Any] = {}
     for name in job_json.given:
@@ -531,7 +574,7 @@ def complete(
 
 def _there_is(known: Collection[str]) -> str:
     some = sorted(known)[:5]
-    more = f" and {len(known) - 5} more" if len(known) > 5 else ""  # noqa: PLR2004 - as above
+    more = f" and {len(known) - 5} more" if len(known) > 5 else ""
     return f", which has {', '.join(map(shown, some))}{more}" if some else ", which is empty"
 
 

@@ -36,9 +36,7 @@ class Work:
         path.write_bytes(content)
         return path
 
-    def collect(
-        self, *patterns: str, max_bytes: int = LIMIT, max_files: int = 1000
-    ) -> OutputIndex:
+    def collect(self, *patterns: str, max_bytes: int = LIMIT, max_files: int = 1000) -> OutputIndex:
         fds = len(os.listdir("/proc/self/fd"))
         index, self.end = collect.collect(
             self.fd,
@@ -278,7 +276,9 @@ def test_any_index_is_read_as_it_was_written(
 ) -> None:
     index = OutputIndex(
         files=tuple(
-            OutputFile(path=path, size_bytes=n, sha256="0" * 64, offset=n, executable=n > 1, mtime_s=-n)
+            OutputFile(
+                path=path, size_bytes=n, sha256="0" * 64, offset=n, executable=n > 1, mtime_s=-n
+            )
             for n, path in enumerate(files)
         ),
         skipped=tuple(SkippedOutput(path=path, reason=reason) for path, reason in reasons),

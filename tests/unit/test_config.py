@@ -46,9 +46,7 @@ def test_every_key_of_the_example_is_explained() -> None:
 
 
 def test_the_examples_of_environments_are_right_when_they_are_taken_in() -> None:
-    text = re.sub(
-        r"^# (\[environments\.|\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE
-    )
+    text = re.sub(r"^# (\[environments\.|\w+ = )", r"\1", EXAMPLE.read_text(), flags=re.MULTILINE)
     environments = parse(text).environments
     assert set(environments) == FIVE | {"default"}
     assert all(environments[name].packages and environments[name].preload for name in FIVE)

@@ -122,8 +122,10 @@ def _names_match(pattern: list[str], path: list[str]) -> bool:
         return not path
     if pattern[0] == "**":
         return any(_names_match(pattern[1:], path[n:]) for n in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _names_match(
-        pattern[1:], path[1:]
+    return (
+        bool(path)
+        and fnmatch.fnmatchcase(path[0], pattern[0])
+        and _names_match(pattern[1:], path[1:])
     )
 
 

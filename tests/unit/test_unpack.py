@@ -189,7 +189,9 @@ def test_a_streamed_zip_with_data_descriptors_and_zip64(box: Box) -> None:
 
 
 def test_names_with_a_dot_in_front_and_directories_of_their_own(box: Box) -> None:
-    box.unpack(tar(("./", None), ("./a", None), ("./a/b", b"1"), ("a", None), (".//c", b"2")), "tar")
+    box.unpack(
+        tar(("./", None), ("./a", None), ("./a/b", b"1"), ("a", None), (".//c", b"2")), "tar"
+    )
     assert box.files() == {"a/b": b"1", "c": b"2"}
 
 
@@ -253,7 +255,16 @@ def test_xattrs_and_acls_are_ignored(box: Box) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["-rf", "--checkpoint-action=exec=sh", "con.txt ", "trailing.", "e\u0301", "\u202eexe", "ünï🙂"]
+    "name",
+    [
+        "-rf",
+        "--checkpoint-action=exec=sh",
+        "con.txt ",
+        "trailing.",
+        "e\u0301",
+        "\u202eexe",
+        "ünï🙂",
+    ],
 )
 def test_strange_but_valid_names_are_kept_exactly(box: Box, name: str) -> None:
     box.unpack(tar((name, b"x")), "tar")
@@ -460,7 +471,11 @@ def test_a_thousand_empty_gzip_members_are_too_many(box: Box) -> None:
 
 
 def raw_header(
-    name: bytes = b"x", size: bytes = b"00000000000", kind: bytes = b"0", *, magic: bytes = b"ustar\0"
+    name: bytes = b"x",
+    size: bytes = b"00000000000",
+    kind: bytes = b"0",
+    *,
+    magic: bytes = b"ustar\0",
 ) -> bytes:
     block = bytearray(512)
     block[: len(name)] = name
@@ -571,8 +586,18 @@ def test_a_cut_off_or_damaged_gzip_is_refused(box: Box) -> None:
 # ── zips that lie ────────────────────────────────────────────────────────────
 
 
-def zip_entry(name: bytes, packed: bytes, size: int, crc: int, *, flags: int = 0, method: int = 8,
-              local_name: bytes | None = None, at: int = 0, claim: int | None = None) -> tuple[bytes, bytes]:
+def zip_entry(
+    name: bytes,
+    packed: bytes,
+    size: int,
+    crc: int,
+    *,
+    flags: int = 0,
+    method: int = 8,
+    local_name: bytes | None = None,
+    at: int = 0,
+    claim: int | None = None,
+) -> tuple[bytes, bytes]:
     """(local header with data, central header)."""  # fmt: skip
     local = local_name if local_name is not None else name
     claim = len(packed) if claim is None else claim
@@ -586,12 +611,18 @@ def zip_entry(name: bytes, packed: bytes, size: int, crc: int, *, flags: int = 0
     return head + local + packed, central + name
 
 
-def zip_file(local: bytes, central: bytes, count: int = 1, *, before: bytes = b"", tail: bytes = b"",
-             start: int | None = None, comment: bytes = b"") -> bytes:
+def zip_file(
+    local: bytes,
+    central: bytes,
+    count: int = 1,
+    *,
+    before: bytes = b"",
+    tail: bytes = b"",
+    start: int | None = None,
+    comment: bytes = b"",
+) -> bytes:
     start = len(before) + len(local) if start is None else start
-    end = struct.pack(
-        "<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(central), start, len(comment)
-    )
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count, count, len(central), start, len(comment))
     return before + local + central + end + comment + tail
 
 
@@ -666,7 +697,9 @@ def test_zip64_sizes_of_2_to_the_64_are_refused(box: Box) -> None:
 # ── the child's work ─────────────────────────────────────────────────────────
 
 
-def resolved(box: Box, data: bytes, spec: JobSpec | None = None, given: tuple[str, ...] = ()) -> Any:
+def resolved(
+    box: Box, data: bytes, spec: JobSpec | None = None, given: tuple[str, ...] = ()
+) -> Any:
     fd, parts = upload([("tar", "a.tar", data)])
     work_fd = os.open(box.work, os.O_RDONLY)
     try:

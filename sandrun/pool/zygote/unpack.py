@@ -64,7 +64,7 @@ _READ_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 MAX_TIME_S: Final = 1 << 32  # the year 2106: later ones are lies
 
 
-class UploadRefused(Exception):  # noqa: N818 - a refusal is not our error
+class UploadRefused(Exception):
     """``member`` of the upload is not acceptable, and why."""
 
     def __init__(self, member: str, reason: str) -> None:
@@ -185,7 +185,7 @@ class Tree:
 
     def _check_link(self, path: str, target: str) -> None:
         advice = "pack what it points to instead (tar -h), or leave it out"
-        if not target or target.startswith("/") or len(target) > 1024 or "\0" in target:  # noqa: PLR2004
+        if not target or target.startswith("/") or len(target) > 1024 or "\0" in target:
             raise UploadRefused(path, f"it is a link to {shown(target)}; {advice}")
         at = path.split("/")[:-1]
         names = [name for name in target.split("/") if name not in {"", "."}]
@@ -522,14 +522,14 @@ class TarReader:
             elif key == b"linkpath":
                 extended.target = _text(value)
             elif key == b"size":
-                if not value.isdigit() or len(value) > 20:  # noqa: PLR2004 - 2**64
+                if not value.isdigit() or len(value) > 20:
                     self._refuse("a size in a tar header is not a number")
                 extended.size = int(value)
-            elif (whole := value.partition(b".")[0]).isdigit() and len(whole) < 20:  # noqa: PLR2004
+            elif (whole := value.partition(b".")[0]).isdigit() and len(whole) < 20:
                 extended.mtime_s = int(whole)
 
     def _records(self, data: bytes) -> Iterator[tuple[bytes, bytes]]:
-        """``"%d %s=%s\\n"``, the number being the length of all of it (POSIX pax)."""
+        r"""``"%d %s=%s\n"``, the number being the length of all of it (POSIX pax)."""
         at = 0
         while at < len(data) and data[at]:
             space = data.find(b" ", at, at + 12)
@@ -592,13 +592,13 @@ def _text(name: bytes) -> str:
 def _octal(field: bytes) -> int | None:
     digits = field.strip(b" \0")
     # int() would take signs, underscores and blanks inside.
-    return int(digits or b"0", 8) if all(c in b"01234567" for c in digits) else None
+    return None if digits.strip(b"01234567") else int(digits or b"0", 8)
 
 
 def _number(field: bytes) -> int | None:
     """An octal or (GNU) base-256 number; None if it is neither, or negative."""
     if field[0] & 0x80:
-        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None  # noqa: PLR2004
+        return int.from_bytes(field[1:], "big") if field[0] == 0x80 else None
     return _octal(field)
 
 
@@ -888,7 +888,9 @@ def _lift(work_fd: int, root: str) -> None:
         inside = os.listdir(root_fd)
         taken = {*inside, *os.listdir(work_fd)}
         # It may hold something of its own name (project/project/...).
-        aside = next(name for number in range(len(taken) + 1) if (name := f".{number}") not in taken)
+        aside = next(
+            name for number in range(len(taken) + 1) if (name := f".{number}") not in taken
+        )
         os.rename(root, aside, src_dir_fd=work_fd, dst_dir_fd=work_fd)
         for name in inside:
             os.rename(name, name, src_dir_fd=root_fd, dst_dir_fd=work_fd)
