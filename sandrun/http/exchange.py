@@ -26,7 +26,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_PIECE: Final = 256 * 1024  # of one read()
+MAX_PIECE: Final = 512 * 1024  # of one read(); usually what one recv gave, 256 KiB at most
 
 
 class ClientGone(Exception):
@@ -156,7 +156,7 @@ class Exchange(Protocol):
         """Bytes of body that were announced; 0 without a body, None if chunked."""
 
     async def read(self) -> bytes:
-        """Next piece of the body, up to 256 KiB; ``b""`` at its end (and again after it).
+        """Next piece of the body, up to ``MAX_PIECE``; ``b""`` at its end (and again after it).
 
         The socket is read only as fast as this is called. A client that waits for
         100 Continue gets it with the first call. Raises :class:`ClientGone`, or

@@ -46,6 +46,7 @@ class Framing(NamedTuple):
 
     length: int | None
     expects_continue: bool
+    keep_alive: bool
 
 
 def refuse(status: int, code: str, message: str) -> NoReturn:
@@ -108,7 +109,10 @@ def check_head(head: bytes, max_body: int) -> Framing:
         refuse(417, "expectation_failed", "only Expect: 100-continue is supported")
     if method not in METHODS:
         refuse(501, "method_not_implemented", f"method {method.decode()[:32]} is not implemented")
-    return Framing(length, expect is not None and version == b"1.1")
+    tokens = b",".join(fields.get(b"connection", ())).lower().split(b",")
+    # HTTP/1.0 with "keep-alive" is closed as well, as h11 does: nobody needs it.
+    keep_alive = version == b"1.1" and b"close" not in [token.strip() for token in tokens]
+    return Framing(length, expect is not None and version == b"1.1", keep_alive)
 
 
 def _check_request_line(line: bytes) -> tuple[bytes, bytes]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sandrun.errors import RequestError
 from sandrun.http import websocket as protocol
 from sandrun.http.answer import Fields, compress, fields_of
-from sandrun.http.connection import State
+from sandrun.http.connection import CONTINUE, State
 from sandrun.http.exchange import ClientGone, Request, Response
 from sandrun.http.framing import too_large
 
@@ -70,7 +70,7 @@ class LiveExchange:
                 return b""
             if self._expects_continue and not self._received:
                 self._expects_continue = False
-                self._peer.write(connection.send_continue())
+                self._peer.write(CONTINUE)
             await self._peer.wait_body(self._received)
 
     def _skip_body(self) -> None:
