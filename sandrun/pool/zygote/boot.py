@@ -121,7 +121,8 @@ class Boot:
         self.log_fd, self.outputs_fd, self.tmpfs_fd = fds[1:4]
         self.group = GroupFiles(order.control_files, tuple(fds[4:]))
         self.work_fd = -1
-        self.ruleset = -1
+        self.ruleset = -1  # of the job, and of PID 1
+        self.init_ruleset = -1
         self.confinement: child.Confinement
         self.parked: child.Process
 
@@ -188,21 +189,30 @@ def _work_directory(b: Boot) -> None:
     os.umask(0o022)
 
 
-def _landlock_ruleset(b: Boot) -> None:
-    """A second wall behind the mounts: what may be written at all, and where."""
+def _landlock_rulesets(b: Boot) -> None:
+    """A second wall behind the mounts: what may be written at all, and where.
+
+    The job's also keeps its signals and abstract sockets to itself. PID 1's must
+    not: the kernel would count the job as a stranger that it may not kill.
+    """
     abi = b.plan.landlock_abi
     if not abi:
         return
+    scope = LandlockScope(0)
+    if abi >= 6:  # noqa: PLR2004 - the ABI's own numbers, here and below
+        scope = LandlockScope.ABSTRACT_UNIX_SOCKET | LandlockScope.SIGNAL
+    b.ruleset = _landlock_ruleset(abi, scope)
+    b.init_ruleset = _landlock_ruleset(abi, LandlockScope(0))
+
+
+def _landlock_ruleset(abi: int, scope: LandlockScope) -> int:
     handled = _HANDLED
-    if abi < 2:  # noqa: PLR2004 - the ABI's own numbers, here and below
+    if abi < 2:  # noqa: PLR2004
         handled &= ~LandlockFs.REFER
     if abi < 3:  # noqa: PLR2004
         handled &= ~LandlockFs.TRUNCATE
-    scope = LandlockScope(0)
-    if abi >= 6:  # noqa: PLR2004
-        scope = LandlockScope.ABSTRACT_UNIX_SOCKET | LandlockScope.SIGNAL
     size = 24 if abi >= 6 else 16 if abi >= 4 else 8  # noqa: PLR2004
-    b.ruleset = libc.landlock_ruleset(handled, 0, scope, size)
+    ruleset = libc.landlock_ruleset(handled, 0, scope, size)
     writable = tuple(target for _, target in mounts.WRITABLE)
     for path, access in (
         ("/", _READ),
@@ -211,9 +221,10 @@ def _landlock_ruleset(b: Boot) -> None:
     ):
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            libc.landlock_allow(b.ruleset, fd, access & handled)
+            libc.landlock_allow(ruleset, fd, access & handled)
         finally:
             os.close(fd)
+    return ruleset
 
 
 def _bounding_set(b: Boot) -> None:
@@ -273,9 +284,9 @@ def _confine(b: Boot) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))  # see child._rlimits
     libc.capset(0, 0, 0)
     libc.prctl(PR.SET_NO_NEW_PRIVS, 1)
-    if b.ruleset >= 0:
-        libc.landlock_restrict(b.ruleset)
-        os.close(b.ruleset)
+    if b.init_ruleset >= 0:
+        libc.landlock_restrict(b.init_ruleset)
+        os.close(b.init_ruleset)
     libc.load_filter(b.plan.programs["zygote"])
 
 
@@ -293,7 +304,7 @@ BOOT_STEPS: Final[tuple[Callable[[Boot], None], ...]] = (
     _names,
     _loopback,
     _work_directory,
-    _landlock_ruleset,
+    _landlock_rulesets,
     _bounding_set,
     _park,
     _cgroup_namespace,

@@ -7,9 +7,9 @@ confined and parked, blocked on one read. The go then only says what to exec.
 The same steps serve three kinds of process. *Parked* ones are forked while PID 1
 still has capabilities; *late* ones (a build command, another interpreter than
 the one that waits, the unpacking of an archive) are forked by a PID 1 that has
-none left: they inherit its bounding set, no_new_privs, Landlock domain and
-cgroup namespace, take the job's uid out of PID 1's saved ids, and load the
-job's filter on top of PID 1's.
+none left: they inherit its bounding set, no_new_privs and cgroup namespace, take
+the job's uid out of PID 1's saved ids, and load the job's Landlock ruleset and
+filter on top of PID 1's.
 """
 
 from __future__ import annotations
@@ -210,6 +210,7 @@ LATE_STEPS: Final[tuple[Step, ...]] = (
     _rlimits,
     _job_uid,
     _die_with_parent,
+    _landlock,
     _signals,
     _few_descriptors,
     _system_calls,

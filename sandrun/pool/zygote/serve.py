@@ -82,10 +82,14 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 def run(b: Boot) -> int:
     """Serve one job. Returns PID 1's exit status: 0, or 3 if the parked process died."""
+    init = Init(b)
     try:
-        return Init(b).serve()
+        return init.serve()
     except (Stop, Closed):
         return 0
+    except Exception as error:  # noqa: BLE001 - ours, whatever it is: the client hears that much
+        init.give_up(error)
+        return 1
 
 
 class Init:
@@ -103,6 +107,7 @@ class Init:
         self.log = LogWriter(b.log_fd, b.plan.max_limits.log_bytes)
         b.http.setblocking(False)
         self.http: Channel[FromZygote, ToZygote] = Channel(b.http, ToZygote)
+        self.spec = JobSpec()
         self.cancelled = False
         self.started = time.monotonic()
         self.nudged = 0
@@ -126,7 +131,7 @@ class Init:
             return 3
         self.started = time.monotonic()
         cpu_before = self.group.cpu_seconds()
-        spec = dispatch.spec
+        spec = self.spec = dispatch.spec
         outcome = Outcome()
         before = collect.Snapshot()
         over: Verdict | None = None
@@ -192,6 +197,22 @@ class Init:
         )
         self._await_dismissal()
         return 0
+
+    def give_up(self, error: Exception) -> None:
+        """A fault of ours in the middle of a job: nothing of it runs on."""
+        self._kill_everything()
+        frame = error.__traceback__
+        while frame and frame.tb_next:
+            frame = frame.tb_next
+        where = frame.tb_frame.f_code.co_name if frame else "?"
+        verdict = Verdict(
+            exit_reason=ExitReason.SERVER_FAULT,
+            evidence=(f"{type(error).__name__} in {where}: {error}"[:500],),
+        )
+        self._send(
+            Result(verdict=verdict, usage=Usage(), spec=self.spec, log_end=self.log.end)
+        )
+        self._await_dismissal()
 
     def _await_dispatch(self) -> tuple[Dispatch | None, list[int]]:
         while True:
@@ -379,7 +400,8 @@ class Init:
             self.plan.programs[profile],
             self.plan.default_limits,
             self.plan.max_limits,
-            kept=kept,
+            self.confinement.ruleset,
+            kept,
         )
 
     def _dismiss_parked(self) -> None:
