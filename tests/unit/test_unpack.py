@@ -673,6 +673,31 @@ def test_a_zip_that_lies_is_refused(box: Box, data: bytes, why: str) -> None:
         box.unpack(data, "zip")
 
 
+def end64(count: int, size: int, start: int, place: int) -> bytes:
+    return struct.pack(
+        "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, size, start
+    ) + struct.pack("<4sLQL", b"PK\6\7", 0, place, 1)
+
+
+@pytest.mark.parametrize(("count", "size", "shift"), [(1, 0, 0), (2, 0, 0), (1, 1, 0), (1, 0, 1)])
+def test_a_zip64_end_without_need_is_read_and_must_agree(
+    box: Box, count: int, size: int, shift: int
+) -> None:
+    """What ``zip -`` and other streaming tools write."""
+    local, central = zip_entry(b"x", PACKED, 50, CRC)
+    start = len(local)
+    place = start + len(central)
+    short = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(central), start, 0)
+    long = end64(count, len(central) + size, start, place + shift)
+    data = local + central + long + short
+    if (count, size, shift) == (1, 0, 0):
+        box.unpack(data, "zip")
+        assert box.files() == {"x": GOOD}
+    else:
+        with pytest.raises(UploadRefused, match="differ|damaged"):
+            box.unpack(data, "zip")
+
+
 def test_overlapping_members_are_refused(box: Box) -> None:
     """Fifield's better zip bomb: many names for the same bytes."""
     local, central = zip_entry(b"x", PACKED, 50, CRC)

@@ -687,10 +687,14 @@ class ZipReader:
         if found + _END.size + comment != len(tail):
             self._refuse("there is something after the end of the zip")
         end = tail_at + found
-        if _MAX16 in (here, count) or _MAX32 in (size, start):
-            record = self._end_record64(end)
-            if record:
-                disk, first, here, count, size, start, end = record
+        record = self._end_record64(end)  # streaming tools write one without need
+        if record:
+            short = (disk, first, here, count, size, start)
+            disk, first, here, count, size, start, end = record
+            limits = (_MAX16,) * 4 + (_MAX32,) * 2
+            for value, long, most in zip(short, record, limits, strict=False):
+                if value not in {long, most}:
+                    self._refuse("the zip has two ends that differ")
         if disk or first or here != count:
             self._refuse("it is a part of a zip in several parts")
         if start + size != end:
