@@ -159,7 +159,7 @@ class App:
 
     def _pump(self) -> None:
         """Start what can start."""
-        while self.queue and self.leases.ready_count:
+        while not self.draining and self.queue and self.leases.ready_count:
             job = self.queue.pop(self._startable)
             if job is None:
                 break
@@ -244,8 +244,8 @@ class App:
         self.active.discard(job)
         if job.cancelled:
             self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
-        elif job.returned or not self._allowed(spec):
-            fault = "the job was sent from one sandbox to another and back"
+        elif job.returned or self.draining or not self._allowed(spec):
+            fault = "the job could not be moved to the sandbox that its job.json asks for"
             self._end(job, Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(fault,)), Usage())
         else:
             self._requeue(job, spec)
@@ -383,6 +383,7 @@ class App:
             job.kept.release()
             job.kept = None
         self._arm()
+        self._pump()  # less memory is taken, if that was what the next one waits for
         self._check_drained()
 
     def _measure(self, job: Job, verdict: Verdict, now: float) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from base64 import b64encode
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from sandrun import __version__
@@ -253,10 +254,13 @@ class Handlers:
         app.quota.admit(client, admitted)
         http = app.config.http
         spool = Spool(app.budget, http.max_upload_mb * MIB, app.config.limits.files)
+        submission = None
         try:
             submission = await read_submission(exchange, app, spool)
             app.check_open()  # it may have begun to drain meanwhile
         except BaseException:
+            if submission is not None:
+                spool.take_back(submission.spooled)
             app.quota.refund(client, admitted, app.clock())
             spool.close()
             raise
@@ -338,9 +342,8 @@ class Handlers:
 
     async def _wait_for_news(self, exchange: Exchange, job: Job, since: int, wait_s: float) -> None:
         steps = follow.follow(job, since, exchange.gone, min(wait_s, MAX_WAIT_S))
-        async for _ in steps:
-            break
-        await steps.aclose()
+        async with aclosing(steps):
+            await anext(steps, None)
 
     async def _logs_text(self, exchange: Exchange, job: Job, since: int) -> None:
         try:
@@ -379,10 +382,11 @@ class Handlers:
         gone = asyncio.ensure_future(listen())
         try:
             decode = views.TextDecoder()
-            async for entries in follow.follow(job, since, gone):
-                for entry in entries:
-                    record = views.log_record(entry, decode(entry))
-                    await socket.send_text(api.encode(record).decode())
+            async with aclosing(follow.follow(job, since, gone)) as steps:
+                async for entries in steps:
+                    for entry in entries:
+                        record = views.log_record(entry, decode(entry))
+                        await socket.send_text(api.encode(record).decode())
             if not gone.done():
                 await socket.send_text(api.encode(log_end(job)).decode())
                 await socket.close(1000)
@@ -398,13 +402,15 @@ class Handlers:
         await exchange.start(200, headers, None)
         await exchange.write(b"retry: 1000\n\n")
         decode = views.TextDecoder()
-        async for entries in follow.follow(job, since, exchange.gone, KEEPALIVE_S):
-            lines = [
-                b"id: %d\ndata: %b\n\n"
-                % (entry.seq, api.encode(views.log_record(entry, decode(entry))))
-                for entry in entries
-            ]
-            await exchange.write(b"".join(lines) or b":\n\n")
+        steps = follow.follow(job, since, exchange.gone, KEEPALIVE_S)
+        async with aclosing(steps):
+            async for entries in steps:
+                lines = [
+                    b"id: %d\ndata: %b\n\n"
+                    % (entry.seq, api.encode(views.log_record(entry, decode(entry))))
+                    for entry in entries
+                ]
+                await exchange.write(b"".join(lines) or b":\n\n")
         await exchange.write(b"event: end\ndata: %b\n\n" % api.encode(log_end(job)))
         await exchange.finish()
 
@@ -412,10 +418,11 @@ class Handlers:
         headers = (("Content-Type", "text/plain; charset=utf-8"), *NO_STORE)
         wanted = stream_filter(exchange.request)
         await exchange.start(200, headers, None)
-        async for entries in follow.follow(job, since, exchange.gone):
-            data = b"".join(follow.raw(entry, wanted) for entry in entries)
-            if data:
-                await exchange.write(data)
+        async with aclosing(follow.follow(job, since, exchange.gone)) as steps:
+            async for entries in steps:
+                data = b"".join(follow.raw(entry, wanted) for entry in entries)
+                if data:
+                    await exchange.write(data)
         await exchange.finish()
 
     # ── outputs ──────────────────────────────────────────────────────────────

@@ -395,3 +395,45 @@ def test_failed_jobs_say_why(start: Callable[..., Any]) -> None:
     assert body["status"] == "failed"
     assert body["evidence"] == ["memory.events oom_kill=1"]
     assert body["remedy"] == "memory_mb: 1024"
+
+
+def test_a_job_that_does_not_fit_into_memory_waits_until_another_has_ended(
+    start: Callable[..., Any],
+) -> None:
+    from sandrun.messages import PoolState
+
+    go = threading.Event()
+    node = start(script=hold(go))
+    first = node.submit()["job_id"]
+    node.client.get(f"/logs/{first}?wait=10")
+    little = PoolState(warm=4, booting=0, busy=1, capacity=64, memory_available_bytes=MIB)
+    node.pool.call(lambda: node.pool.channel.send(little))
+    while node.client.get("/stats").json()["system"]["active_jobs"] != 1:
+        pass
+    second = node.submit()
+    while second["position"] == 0:  # it was there before the news from the pool
+        second = node.submit()
+    go.set()
+    assert node.client.get(f"/logs/{second['job_id']}/stream").text == "begun\n"
+
+
+def test_an_upload_that_ends_after_the_drain_began_leaves_nothing(
+    start: Callable[..., Any],
+) -> None:
+    node = start(script=hold(threading.Event()))
+    job = node.submit()["job_id"]
+    node.client.get(f"/logs/{job}?wait=10")
+
+    def body() -> Any:
+        yield b'{"files": {"main.py": "'
+        node.pool.drain(grace_s=20)
+        with httpx.Client(base_url=node.url) as other:
+            while other.get("/health").json()["status"] != "draining":
+                pass
+        yield b'x"}}'
+
+    reply = node.client.post(
+        "/submit", content=body(), headers={"Content-Type": "application/json"}
+    )
+    assert reply.json()["code"] == "draining"
+    assert node.client.get("/stats").json()["your_quota"]["active_jobs"] == 1
