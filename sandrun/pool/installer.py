@@ -240,6 +240,11 @@ class Installer:
         for path in dict.fromkeys(self.index.readable_paths):
             if not os.path.exists(path):
                 continue  # pip passes over a directory that is not there, and so do we
+            needed = 0o005 if os.path.isdir(path) else 0o004
+            if os.stat(path).st_mode & needed != needed:
+                raise PackageError(
+                    f"{path} cannot be read by the installer's user; chmod -R a+rX it", fault=True
+                )
             if not path.startswith("/usr/"):
                 binds.append((path, path))
         return tuple(binds)

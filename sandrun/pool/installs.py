@@ -331,7 +331,10 @@ class Installs:
                 return
             base = self.config.environments[order.base]
             # One zygote waits: a lock that comes back finds it, and many locks cost little.
-            environment = msgspec.structs.replace(base, packages=(), ready=1)
+            mode = base.mode or self.config.interpreters[base.interpreter].mode
+            # Never "fork": a client's packages get no template that others share.
+            mode = "door" if mode == "fork" else mode
+            environment = msgspec.structs.replace(base, packages=(), ready=1, mode=mode)
             try:
                 await self.pool.add_environment(name, environment, str(directory))
             except SandrunError:
