@@ -1,0 +1,203 @@
+"""The server's own life: what it leaves behind, what touches a disk, how it ends."""
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import servers
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a real server needs root")
+
+
+def mounts():
+    return Path("/proc/self/mountinfo").read_text()
+
+
+def alive(pids):
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            if state not in "ZX":
+                found.add(pid)
+    return found
+
+
+def wait_gone(pids):
+    """Wait on process descriptors, not on a clock."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(pid)
+            try:
+                import select
+
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                assert poll.poll(10_000), f"process {pid} is still there"
+            finally:
+                os.close(fd)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_and_leaves_nothing(number):
+    before = mounts(), servers.our_cgroups()
+    with servers.running() as server:
+        assert server.python("print(1)")["stdout"] == "1\n"
+        pids = servers.descendants(server.process.pid)
+        assert len(pids) >= 4
+        assert server.stop(number) == 0
+    assert alive(pids) == set()
+    assert (mounts(), servers.our_cgroups()) == before
+
+
+def test_draining_lets_a_running_job_end():
+    with servers.running() as server:
+        code = "import sys, time; print('up', flush=True); time.sleep(0.5); print('end')"
+        job = server.post("/submit", {"main.py": code}).json()
+        seen = []
+        with server.client.stream("GET", f"/logs/{job['job_id']}/stream") as response:
+            for text in response.iter_text():
+                if not seen:
+                    server.process.send_signal(signal.SIGTERM)
+                seen.append(text)
+        assert "".join(seen) == "up\nend\n"
+        assert server.process.wait(30) == 0
+
+
+def test_a_second_signal_ends_at_once():
+    with servers.running() as server:
+        job = server.post("/submit", {"main.py": "print(1, flush=True); input()\nwhile 1: pass"})
+        with server.client.stream("GET", f"/logs/{job.json()['job_id']}/stream") as response:
+            next(response.iter_text())
+            pids = servers.descendants(server.process.pid)
+            server.process.send_signal(signal.SIGINT)
+            with pytest.raises(Exception):  # noqa: B017 - refused or reset, whichever comes first
+                while True:
+                    server.client.get("/health").raise_for_status()
+            server.process.send_signal(signal.SIGINT)
+            server.process.wait(20)
+        assert alive(pids) == set()
+
+
+def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_sweeps():
+    before = mounts()
+    with servers.running() as server:
+        server.python("print(1)")
+        pids = servers.descendants(server.process.pid)
+        server.process.kill()
+        server.process.wait(10)
+        wait_gone(pids)
+        left = servers.our_cgroups()
+    assert mounts() == before
+    with servers.running() as server:
+        assert server.python("print(2)")["stdout"] == "2\n"
+        assert not set(left) & set(servers.our_cgroups())
+    assert servers.our_cgroups() == []
+
+
+def test_http_that_is_killed_comes_back_on_the_same_port():
+    with servers.running() as server:
+        server.python("print(1)")
+        (http,) = [p for p in servers.descendants(server.process.pid) if _is_http(p)]
+        os.kill(http, signal.SIGKILL)
+        wait_gone([http])
+        assert server.python("print(2)")["stdout"] == "2\n"
+
+
+def _is_http(pid):
+    try:
+        return b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except FileNotFoundError:  # a zygote that has just ended
+        return False
+
+
+def test_a_thousand_jobs_leave_no_descriptor_process_or_group(server):
+    def state():
+        tree = servers.descendants(server.process.pid)
+        return {
+            "descriptors": len(os.listdir(f"/proc/{server.process.pid}/fd")),
+            "groups": len(servers.our_cgroups()),
+            "processes": len(tree),
+        }
+
+    _delete_all(server, 50)
+    before = state()
+    _delete_all(server, int(os.environ.get("SANDRUN_MANY_JOBS", "300")))
+    after = state()
+    for name, count in before.items():
+        assert after[name] <= count + 30, (name, before, after)
+
+
+def _delete_all(server, count):
+    for _ in range(count):
+        answer = server.client.post("/run", json={"code": "print(1)"}).json()
+        assert answer["stdout"] == "1\n", answer
+        server.client.delete(f"/jobs/{answer['job_id']}")
+
+
+def test_no_file_of_a_job_is_on_a_disk(server):
+    """While a job with an upload and an output runs, nothing writable of ours is on a disk."""
+    code = (
+        "import time\nopen('out.bin', 'wb').write(bytes(10**6))\nprint('up', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    archive = servers.tar_of({"main.py": code, "data.bin": bytes(10**6)})
+    job = server.post("/submit", archive=archive).json()
+    try:
+        with server.client.stream("GET", f"/logs/{job['job_id']}/stream") as response:
+            next(response.iter_text())
+            for pid in servers.descendants(server.process.pid):
+                assert _on_disk(pid) == []
+    finally:
+        server.client.delete(f"/jobs/{job['job_id']}")
+
+
+DISKLESS = {"tmpfs", "proc", "devtmpfs", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"}
+
+
+def _on_disk(pid):
+    """Writable descriptors on, and writable mounts of, a real file system."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            path = f"/proc/{pid}/fd/{name}"
+            info = os.stat(path)
+            if not stat.S_ISREG(info.st_mode):
+                continue
+            text = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+            flags = int(text.split("flags:")[1].split()[0], 8)
+            target = os.readlink(path)
+            writable = flags & (os.O_WRONLY | os.O_RDWR)
+            if writable and not target.startswith(("/memfd:", "/sys/fs/cgroup/")):
+                found.append(target)
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+                fields = line.split()
+                kind = fields[fields.index("-") + 1]
+                if kind not in DISKLESS and "rw" in fields[5].split(","):
+                    found.append(line)
+    return found
+
+
+def test_a_second_server_on_the_same_port_refuses_at_once(server):
+    port = server.url.rpartition(":")[2]
+    result = subprocess.run(
+        [sys.executable, "-m", "sandrun", "--listen", f"127.0.0.1:{port}"],
+        capture_output=True, text=True, timeout=30,
+    )
+    assert result.returncode == 78
+    assert "Address already in use" in result.stderr
+
+
+def test_clear_text_beyond_loopback_is_refused_with_the_cure():
+    result = subprocess.run(
+        [sys.executable, "-m", "sandrun", "--listen", "0.0.0.0:0"],
+        capture_output=True, text=True, timeout=30,
+    )
+    assert result.returncode == 78
+    assert "tls_cert" in result.stderr
