@@ -101,10 +101,9 @@ export const LogView = {
       scroller.value.scrollTop = Math.max(0, row * view.row - view.height / 3)
     }
 
-    watch([total, store.logVersion, () => options.wrap, () => options.stamps], () => {
-      nextTick(() => {
-        if (options.follow) toTail()
-      })
+    // Whatever moves the end (lines, wrapping, the window's size): who follows stays there.
+    watch(() => [range.value.rows, view.height, view.row], () => {
+      if (options.follow) toTail()
     }, { flush: 'post' })
     watch(() => store.log.value, () => { options.follow = true; lastTop = view.top = 0 })
     watch(() => [options.stamps, options.wrap, total.value > 0, String(total.value).length > 4], () => nextTick(measure))
@@ -118,10 +117,7 @@ export const LogView = {
       }
     })
 
-    const observer = new ResizeObserver(() => {
-      measure()
-      if (options.follow) toTail()
-    })
+    const observer = new ResizeObserver(measure)
     onMounted(() => {
       measure()
       observer.observe(scroller.value)

@@ -43,6 +43,12 @@ class Page:
         expect(self.raw.locator(".reach.ready")).to_have_count(1)
         expect(self.button(re.compile("^Run"))).to_be_enabled()
 
+    def eventually(self, condition):
+        """Wait for a JavaScript expression. (wait_for_function needs eval, which the policy refuses.)"""
+        self.raw.evaluate(
+            "async () => { while (!(%s)) await new Promise((next) => setTimeout(next, 20)) }" % condition
+        )
+
     # ── doing ────────────────────────────────────────────────────────────────
 
     def write(self, code):

@@ -70,7 +70,7 @@ def test_hostile_names_are_shown_as_text_and_can_still_be_downloaded(page):
     for start, content in (("<img", b"harmless"), ("..%2f", b"up")):
         with page.raw.expect_download() as download:
             page.raw.locator(".output", has_text=start).get_by_role("button", name=re.compile("Download")).click()
-        assert open(download.value.path(), "rb").read() == content
+        assert download.value.path().read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip", "tar"])
@@ -84,7 +84,7 @@ def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterward
     expect(page.raw.get_by_text("are deleted from the server")).to_be_visible()
     with page.raw.expect_download() as download:
         page.button("Download and delete").click()
-    data = open(download.value.path(), "rb").read()
+    data = download.value.path().read_bytes()
     if kind == "zip":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
@@ -94,9 +94,7 @@ def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterward
     assert found == expected
     expect(page.headline).to_have_text("Downloaded, and deleted from the server")
     assert "#job=" not in page.raw.url
-    page.raw.wait_for_function(
-        "async (id) => (await fetch(`/status/${id}`)).status === 404", arg=identity
-    )
+    page.eventually(f"(await fetch('/status/{identity}')).status === 404")
 
 
 def test_the_archive_can_be_downloaded_and_the_job_kept(done, server):
@@ -124,7 +122,7 @@ def test_chosen_files_come_as_one_archive_and_nothing_is_deleted(done, server):
 def test_one_file_is_downloaded_and_its_hash_checked(done):
     with done.raw.expect_download() as download:
         done.button("Download out/data.json").click()
-    assert json.load(open(download.value.path()))["text"] == "<i>"
+    assert json.loads(download.value.path().read_text())["text"] == "<i>"
     expect(done.raw.locator(".toast")).to_contain_text("SHA-256 checked")
 
 
