@@ -35,7 +35,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     stdin: bytes | None = None
-    outputs: tuple[str, ...] = ("*",)
+    outputs: tuple[str, ...] = ("*", "!__pycache__/")
     requirements: str | None = None  # relative path of requirements.txt
     environment: str = "default"
     profile: str = "default"  # syscall profile: "default" or "compute"

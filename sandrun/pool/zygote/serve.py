@@ -254,8 +254,13 @@ class Init:
 
     def _place_files(self, dispatch: Dispatch, fds: list[int]) -> JobSpec:
         """Put the upload into /work; returns the complete spec."""
-        for file in dispatch.files:
-            unpack.write_file(self.work_fd, file.path, file.data, executable=file.executable)
+        try:
+            for file in dispatch.files:
+                unpack.write_file(self.work_fd, file.path, file.data, executable=file.executable)
+        except unpack.UploadRefused as error:
+            raise Over(_upload_error(str(error))) from error
+        except OSError as error:
+            raise Over(_upload_error(f"{file.path}: {error.strerror}")) from error
         if not fds:
             return dispatch.spec
         spec = self._unpack(dispatch, fds[0])

@@ -8,7 +8,7 @@ import socket
 import struct
 
 import pytest
-from harness import echo, parse_answers, run, serving, talk, until
+from edge import echo, parse_answers, run, serving, talk, until
 
 from sandrun.errors import RequestError
 from sandrun.http.exchange import ClientGone, Exchange, Response

@@ -8,7 +8,7 @@ one ended, which is request smuggling.
 from __future__ import annotations
 
 import pytest
-from harness import parse_answers, run, serving, talk
+from edge import parse_answers, run, serving, talk
 
 H = b"Host: a\r\n"
 NEXT = b"GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"

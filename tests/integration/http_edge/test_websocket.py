@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import parse_answers, run, serving, talk, until
+from edge import parse_answers, run, serving, talk, until
 
 from sandrun.http.exchange import ClientGone, Exchange
 from sandrun.http.websocket import WebSocketLimits
@@ -295,3 +295,17 @@ def test_every_autobahn_case_of_groups_1_to_7_and_10(tmp_path) -> None:
             assert b"247 cases passed" in output
 
     run(main(), timeout_s=100)
+
+
+def test_a_handler_that_does_not_listen_still_learns_that_the_socket_is_over() -> None:
+    async def deaf(exchange: Exchange) -> None:
+        await exchange.websocket()
+        await asyncio.wait((exchange.gone,))
+
+    async def main() -> None:
+        limits = WebSocketLimits(close_within_s=0.02)
+        async with serving(deaf, kwargs={"websocket_limits": limits}) as (server, port):
+            assert await converse(port, frame(CLOSE)) == [(CLOSE, b"")]
+            await until(lambda: not server.connections)
+
+    run(main())

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from harness import Handler, echo, parse_answers, run, serving, talk, until
+from edge import Handler, echo, parse_answers, run, serving, talk, until
 
 from sandrun.config import Http
 from sandrun.http.exchange import ClientGone, Exchange, Response
