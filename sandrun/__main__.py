@@ -2,8 +2,8 @@
 
 ::
 
-    python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT]
-    python -m sandrun doctor | env | run | submit | version
+    python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT] [--sample]
+    python -m sandrun doctor | env | run | submit | sample | version
 
 Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
 (EX_UNAVAILABLE) the host lacks something; both say what to do.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
             from sandrun import env_command  # noqa: PLC0415
 
             return env_command.main(rest)
-        case "run" | "submit":
+        case "run" | "submit" | "sample":
             from sandrun import client  # noqa: PLC0415
 
             return client.main([name, *rest])
@@ -58,6 +59,7 @@ def serve(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sandrun")
     parser.add_argument("--config", type=Path, help="TOML file; see config.example.toml")
     parser.add_argument("--listen", help="ADDR:PORT, [V6]:PORT or unix:/PATH")
+    parser.add_argument("--sample", action="store_true", help="run a sample job when ready")
     parser.add_argument("--verbose", action="store_true", help="log more")
     options = parser.parse_args(argv)
     logging.basicConfig(
@@ -82,7 +84,10 @@ def serve(argv: list[str]) -> int:
             )
         directories, infos = environments.ensure(settings, logging.info)
         return supervisor.serve(
-            environments.without_faulty(settings, infos), announce, directories, infos
+            environments.without_faulty(settings, infos),
+            Announcer(sample=options.sample),
+            directories,
+            infos,
         )
     except ConfigError as error:
         print(f"sandrun: {error}", file=sys.stderr)
@@ -93,12 +98,25 @@ def serve(argv: list[str]) -> int:
         return EX_UNAVAILABLE
 
 
-def announce(urls: tuple[str, ...]) -> None:
-    """Say where we are, with a command that works."""
-    url = urls[0]
-    print(f"sandrun is ready: {url}", flush=True)
-    code = """{"code": "print(6 * 7)"}"""
-    print(f"try: curl -s {url}/run -H 'Content-Type: application/json' -d '{code}'", flush=True)
+class Announcer:
+    """Says once where we are, with a command that works; ``sample``: runs the sample job."""
+
+    def __init__(self, *, sample: bool) -> None:
+        self._sample = sample
+        self._said = False
+
+    def __call__(self, urls: tuple[str, ...]) -> None:
+        """http serves; it may have been started again."""
+        if self._said:
+            return
+        self._said = True
+        url = urls[0]
+        print(f"sandrun is ready: {url}", flush=True)
+        code = """{"code": "print(6 * 7)"}"""
+        print(f"try: curl -s {url}/run -H 'Content-Type: application/json' -d '{code}'", flush=True)
+        if self._sample:
+            argv = [sys.executable, "-I", "-m", "sandrun", "sample", "--url", url]
+            subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import secrets
 import ssl
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -139,16 +140,59 @@ def pack(paths: list[Path]) -> bytes:
     return buffer.getvalue()
 
 
+# What `python -m sandrun --sample` runs: several files, a live log, an output.
+SAMPLE: Final = {
+    "main.py": """import json
+import time
+
+from squares import squares
+
+for number, square in squares(5):
+    print(f"{number} squared is {square}", flush=True)
+    time.sleep(0.1)
+with open("squares.json", "w") as file:
+    json.dump(dict(squares(5)), file)
+""",
+    "squares.py": """def squares(count):
+    return [(n, n * n) for n in range(1, count + 1)]
+""",
+    "job.json": '{"outputs": ["*.json"], "timeout": 10}',
+}
+
+
+def sample(client: Client) -> int:
+    """Run the sample job and show what comes back."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, text in SAMPLE.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    print("a sample job:", ", ".join(SAMPLE), flush=True)
+    job = client.submit(buffer.getvalue(), {})
+    reason = client.follow(job["job_id"])
+    status = client.status(job["job_id"])
+    print(f"it ended: {reason}, {status['execution_metadata']['wall_time_ms']:.0f} ms")
+    for path in status["output_files"]:
+        content = client.request("GET", f"/download/{job['job_id']}/{path}").read()
+        print(f"its output {path}: {content.decode()}")
+    client.request("DELETE", f"/jobs/{job['job_id']}").read()
+    print("and it is deleted again", flush=True)
+    return int(status["status"] != "completed")
+
+
 def main(argv: list[str]) -> int:
-    """``run`` or ``submit``; ``argv[0]`` is which."""
+    """``run``, ``submit`` or ``sample``; ``argv[0]`` is which."""
     command, rest = argv[0], argv[1:]
     args: list[str] = []
     if "--" in rest:
         split = rest.index("--")
         rest, args = rest[:split], rest[split + 1 :]
     parser = argparse.ArgumentParser(prog=f"python -m sandrun {command}")
-    parser.add_argument("paths", nargs="+", type=Path, help="a directory or files")
     parser.add_argument("--url", default=os.environ.get("SANDRUN_URL", DEFAULT_URL))
+    if command == "sample":
+        return _told(lambda: sample(Client(parser.parse_args(rest).url)))
+    parser.add_argument("paths", nargs="+", type=Path, help="a directory or files")
     parser.add_argument("--entrypoint")
     parser.add_argument("--interpreter")
     parser.add_argument("--environment")
@@ -161,8 +205,14 @@ def main(argv: list[str]) -> int:
         manifest["args"] = args
     if missing := [str(path) for path in options.paths if not path.exists()]:
         parser.error(f"no such file: {', '.join(missing)}")
+    return _told(
+        lambda: _run(Client(options.url), command, pack(options.paths), manifest, options.output)
+    )
+
+
+def _told(work: Callable[[], int]) -> int:
     try:
-        return _run(Client(options.url), command, pack(options.paths), manifest, options.output)
+        return work()
     except ServerError as error:
         print(f"sandrun: {error}", file=sys.stderr)
         return 1

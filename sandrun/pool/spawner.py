@@ -347,7 +347,9 @@ def main() -> None:
     """Serve one supervisor until it goes away."""
     libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
     libc.set_name("sandrun-spawner")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C is the supervisor's to handle
+    # A terminal's ^C and systemd's SIGTERM reach every process; only the supervisor acts.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     channel: Channel[FromSpawner, ToSpawner] = Channel(sock, ToSpawner)

@@ -174,6 +174,7 @@ def start(plan: boot.Plan, warm: str, now: float) -> Template:
 def _exec(plan: boot.Plan, warm: str, streams: tuple[int, ...], control: int) -> None:
     try:
         libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
+        child.default_signals()
         high = [child.above(fd) for fd in (*streams, control)]
         for target, fd in enumerate(high):
             os.dup2(fd, target)

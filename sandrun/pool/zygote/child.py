@@ -171,10 +171,24 @@ def _landlock(c: Confinement) -> None:
         libc.landlock_restrict(c.ruleset)
 
 
-def _signals(_: Confinement) -> None:
-    # Python ignores SIGPIPE and SIGXFSZ; a program started by a shell finds the default.
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGCHLD, signal.SIGINT):
+def default_signals() -> None:
+    """Nothing ignored, nothing blocked: what a program started by a shell finds.
+
+    Python ignores SIGPIPE and SIGXFSZ, and we what a terminal or systemd sends to all.
+    """
+    for number in (
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+        signal.SIGCHLD,
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):
         signal.signal(number, signal.SIG_DFL)
+
+
+def _signals(_: Confinement) -> None:
+    default_signals()
 
 
 def _few_descriptors(c: Confinement) -> None:
