@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Final
 
 WARM_PYTHON: Final = Path(__file__).parents[2] / "sandrun/pool/zygote/warm_python.py"
+WARM_NODE: Final = WARM_PYTHON.with_name("warm_node.js")
 CORPUS: Final = Path(__file__).parent / "corpus"
 TIMEOUT_S: Final = 60.0
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -76,7 +77,7 @@ def load(path: Path, name: str = "main.py") -> Case:
     env: dict[str, str] = {}
     stdin, only = b"", ""
     files: dict[str, bytes] = {}
-    for key, text in re.findall(rb"^# (args|env|stdin|file|only): (.*?)\r?$", source, re.MULTILINE):
+    for key, text in re.findall(rb"^(?:#|//) (args|env|stdin|file|only): (.*?)\r?$", source, re.MULTILINE):
         if key == b"args":
             args = tuple(shlex.split(text.decode()))
         elif key == b"env":
@@ -106,7 +107,8 @@ class Bench:
         self.runtime = root / "runtime"
         self.work.mkdir()
         self.runtime.mkdir()
-        subprocess.run([python, str(WARM_PYTHON), "install", str(self.runtime)], check=True)
+        if "node" not in python:
+            subprocess.run([python, str(WARM_PYTHON), "install", str(self.runtime)], check=True)
 
     # ── the three ways ───────────────────────────────────────────────────────
 
@@ -132,6 +134,20 @@ class Bench:
         job = template.fork()
         job.go.send(order(case, self.work))
         return self._observe(*job.collect(case.stdin))
+
+    def node_door(self, case: Case) -> Outcome:
+        """A node that waits (this bench's ``python`` is then node)."""
+        self.lay_out(Case(b""))
+        (self.work / "main.py").unlink()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [self.python, "-r", str(WARM_NODE), "door", str(theirs.fileno())]
+        with ours, self._started(command, DEFAULT_ENV, theirs) as process:
+            theirs.close()
+            ready = ours.recv(4096)
+            assert ready == b"+", (ready, process.communicate())
+            self.lay_out(case)
+            ours.send(order(case, self.work))
+            return self._finish(process, case.stdin)
 
     # ── parts ────────────────────────────────────────────────────────────────
 

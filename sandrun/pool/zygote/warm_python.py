@@ -118,7 +118,7 @@ def _start(arguments):
     env = dict(os.environ, PYTHONPATH=os.path.dirname(os.path.abspath(__file__)))
     env[MODE_VARIABLE] = " ".join((mode, fd, preload))
     os.set_inheritable(int(fd), True)
-    os.execve(sys.orig_argv[0], [sys.orig_argv[0], SCRIPT], env)
+    os.execve(_python(), [_python(), SCRIPT], env)
 
 
 def _write_out(arguments):
@@ -185,8 +185,10 @@ class Interpreter:
             import _collections
             import _json
             import _thread
-            import atexit
             import gc
+
+            # On 3.9 an atexit that is imported and forgotten crashes the end.
+            atexit = None if sys.version_info < (3, 10) else __import__("atexit")
 
         self.path = path
         self.gc = gc
@@ -202,7 +204,9 @@ class Interpreter:
             __import__(name)
         self.known = frozenset(sys.modules)
         self.trusted = all(map(_is_safe_preload, sys.modules.values()))
-        self._register(atexit)
+        self.fast_end = atexit is not None
+        if atexit:
+            self._register(atexit)
 
     def _register(self, atexit):
         # Run in the opposite order: tracing is noted and off before a frame of ours runs.
@@ -227,6 +231,8 @@ class Interpreter:
         return self.become(self.parse(datagram.decode()))
 
     def become(self, order):
+        if not self.fast_end:
+            self.gc.unfreeze()  # else at_exit does
         script, args, env = order["script"], order.get("args", []), order["env"]
         if order.get("open_files"):
             _limit_open_files(order["open_files"])
@@ -235,7 +241,8 @@ class Interpreter:
         cold = self.needs_cold_start(path, env)
         _set_environment(env)
         sys.argv[:] = [script, *args]
-        sys.orig_argv[1:] = [script, *args]
+        if hasattr(sys, "orig_argv"):  # 3.10
+            sys.orig_argv[1:] = [script, *args]
         if not cold and path == self.path:
             raise ImportError  # not ours: the interpreter runs it
         code = None if cold else _compile(path)
@@ -437,7 +444,12 @@ def _start_cold(script, args, env):
     signal = sys.modules["_signal"]
     for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    os.execve(sys.orig_argv[0], [sys.orig_argv[0], script, *args], env)
+    os.execve(_python(), [_python(), script, *args], env)
+
+
+def _python():
+    """The interpreter as the command line named it."""
+    return getattr(sys, "orig_argv", (sys.executable,))[0]
 
 
 def _set_environment(env):

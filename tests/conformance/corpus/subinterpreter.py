@@ -1,3 +1,4 @@
+# only: main.py
 import sys
 try:
     import _xxsubinterpreters as interpreters

@@ -1,0 +1,1 @@
+console.log(process.argv, import.meta.url, new Error('x').stack);
