@@ -30,7 +30,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     pass
 
 
-class Http(_Section):
+class Http(_Section, frozen=True):
     """Where and how clients reach us."""
 
     listen: str = "127.0.0.1:8000"  # "ADDR:PORT", "[V6]:PORT" or "unix:/PATH"
@@ -49,7 +49,7 @@ class Http(_Section):
     write_timeout_s: Seconds = 60.0  # without any progress
 
 
-class Pool(_Section):
+class Pool(_Section, frozen=True):
     """Ready zygotes."""
 
     ready: Positive = 4  # zygotes of each kind kept ready when idle
@@ -64,7 +64,7 @@ class Pool(_Section):
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
 
 
-class LimitValues(_Section):
+class LimitValues(_Section, frozen=True):
     """One column of the manifest's limits, in the manifest's units."""
 
     timeout: Seconds = 300.0
@@ -88,7 +88,7 @@ class LimitValues(_Section):
         )
 
 
-class LimitsSection(_Section):
+class LimitsSection(_Section, frozen=True):
     """``[limits]``: what a manifest gets by default, and at most."""
 
     default: LimitValues = LimitValues()
@@ -115,7 +115,7 @@ class LimitsSection(_Section):
         return self.maximum.as_limits(self.log_mb, self.output_mb)
 
 
-class RateLimit(_Section):
+class RateLimit(_Section, frozen=True):
     """Fairness between clients without accounts."""
 
     enabled: bool = True
@@ -125,7 +125,7 @@ class RateLimit(_Section):
     queue_length: Positive = 1000  # jobs that wait, of all clients together
 
 
-class Retention(_Section):
+class Retention(_Section, frozen=True):
     """How long a finished job is kept, in seconds."""
 
     finished_seconds: Seconds = 3600.0
@@ -133,7 +133,7 @@ class Retention(_Section):
     total_mb: Positive = 2048  # of logs and outputs kept; the oldest go first
 
 
-class Packages(_Section):
+class Packages(_Section, frozen=True):
     """Where packages come from, and what jobs may have installed.
 
     Without an index, ``find_links`` or ``offline`` here, the settings of the
@@ -155,7 +155,7 @@ class Packages(_Section):
     installs: Positive = 2  # at once
 
 
-class Interpreter(_Section):
+class Interpreter(_Section, frozen=True):
     """``[interpreters.NAME]``."""
 
     command: tuple[str, ...]  # argv prefix; [0] is looked up on the sandbox's PATH
@@ -164,7 +164,7 @@ class Interpreter(_Section):
     ready: int = 0  # warm zygotes kept; 0 with mode "exec": the generic ones serve it
 
 
-class Environment(_Section):
+class Environment(_Section, frozen=True):
     """``[environments.NAME]``: packages that are there before the job is."""
 
     interpreter: Name = "python3"
@@ -192,7 +192,7 @@ def default_interpreters() -> dict[str, Interpreter]:
     }
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole file. ``Config()`` is the embedded default."""
 
     http: Http = Http()

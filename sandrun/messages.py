@@ -37,14 +37,14 @@ class _Message(
 # ── supervisor → http ────────────────────────────────────────────────────────
 
 
-class Package(_Message, tag=False):
+class Package(_Message, frozen=True, tag=False):
     """One installed distribution."""
 
     name: str
     version: str
 
 
-class EnvironmentInfo(_Message, tag=False):
+class EnvironmentInfo(_Message, frozen=True, tag=False):
     """One environment as clients may see it.
 
     ``fault``: why it could not be built, or ""; jobs cannot run in it.
@@ -58,7 +58,7 @@ class EnvironmentInfo(_Message, tag=False):
     fault: Text = ""
 
 
-class InterpreterInfo(_Message, tag=False):
+class InterpreterInfo(_Message, frozen=True, tag=False):
     """One interpreter that the sandbox's root really has."""
 
     name: Name
@@ -68,7 +68,7 @@ class InterpreterInfo(_Message, tag=False):
     mode: Name = "exec"
 
 
-class Welcome(_Message):
+class Welcome(_Message, frozen=True):
     """First message to http: what this node can do.
 
     ``layers`` maps the name of an isolation layer to "on" or to the reason why
@@ -81,7 +81,7 @@ class Welcome(_Message):
     privacy: dict[str, str]  # measured facts: swap, core_pattern, job_files, ...
 
 
-class Lease(_Message):
+class Lease(_Message, frozen=True):
     """A ready zygote now belongs to http.
 
     Descriptors: its SEQPACKET socket; its log, read only; its outputs, read only.
@@ -92,19 +92,19 @@ class Lease(_Message):
     warm: Name  # interpreter that is already running in it, or "exec"
 
 
-class Withdraw(_Message):
+class Withdraw(_Message, frozen=True):
     """A leased zygote that http had not used is gone."""
 
     zygote: ZygoteId
 
 
-class Resized(_Message):
+class Resized(_Message, frozen=True):
     """Answer to :class:`Resize`."""
 
     zygote: ZygoteId
 
 
-class PoolState(_Message):
+class PoolState(_Message, frozen=True):
     """Sent when it changes: for ``/stats``, ``/health`` and admission.
 
     ``fault`` is the first cause why the pool cannot make zygotes, or "".
@@ -119,7 +119,7 @@ class PoolState(_Message):
     memory_available_bytes: Bytes = 1 << 40
 
 
-class Installed(_Message):
+class Installed(_Message, frozen=True):
     """Answer to :class:`Install`: dispatch the job to ``environment``.
 
     ``seconds`` and ``cpu_seconds`` are 0 if nothing had to be done. ``log`` is for
@@ -135,7 +135,7 @@ class Installed(_Message):
     log: Text = ""
 
 
-class InstallFailed(_Message):
+class InstallFailed(_Message, frozen=True):
     """Answer to :class:`Install`: the resolver's words.
 
     ``fault``: it failed by no fault of the job's.
@@ -148,7 +148,7 @@ class InstallFailed(_Message):
     cpu_seconds: float = 0.0
 
 
-class Drain(_Message):
+class Drain(_Message, frozen=True):
     """Accept no more jobs, finish those that run, then exit.
 
     ``grace_s``: seconds until running jobs are cancelled.
@@ -163,26 +163,26 @@ ToHttp = Welcome | Lease | Withdraw | Resized | PoolState | Drain
 # ── http → supervisor ────────────────────────────────────────────────────────
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """http listens; ``urls`` are what it serves."""
 
     urls: tuple[Text, ...]
 
 
-class Taken(_Message):
+class Taken(_Message, frozen=True):
     """A leased zygote got a job: refill."""
 
     zygote: ZygoteId
 
 
-class Resize(_Message):
+class Resize(_Message, frozen=True):
     """Give an idle leased zygote another storage size before its dispatch."""
 
     zygote: ZygoteId
     storage_bytes: Bytes
 
 
-class Want(_Message):
+class Want(_Message, frozen=True):
     """Jobs wait for zygotes of this kind: ``waiting`` is how many."""
 
     environment: Name
@@ -190,7 +190,7 @@ class Want(_Message):
     waiting: int
 
 
-class Install(_Message):
+class Install(_Message, frozen=True):
     """Make (or find) an environment with these requirement lines on top of a named one.
 
     :class:`Installed` or :class:`InstallFailed` with the same ``request`` follows.
@@ -204,13 +204,13 @@ class Install(_Message):
     ]
 
 
-class Finished(_Message):
+class Finished(_Message, frozen=True):
     """http has the result (or gave the zygote up): destroy it."""
 
     zygote: ZygoteId
 
 
-class Kill(_Message):
+class Kill(_Message, frozen=True):
     """End this zygote now, whatever it does."""
 
     zygote: ZygoteId
@@ -222,7 +222,7 @@ ToPool = Ready | Taken | Resize | Want | Finished | Kill
 # ── http → zygote ────────────────────────────────────────────────────────────
 
 
-class InlineFile(_Message, tag=False):
+class InlineFile(_Message, frozen=True, tag=False):
     """A small plain file, sent along. ``path`` is relative and already safe."""
 
     path: Text
@@ -230,7 +230,7 @@ class InlineFile(_Message, tag=False):
     executable: bool = False
 
 
-class UploadPart(_Message, tag=False):
+class UploadPart(_Message, frozen=True, tag=False):
     """One part of the upload descriptor: a plain file or an archive to unpack."""
 
     kind: str  # "file", "tar", "zip" (gzip is recognised by its content)
@@ -240,7 +240,7 @@ class UploadPart(_Message, tag=False):
     executable: bool = False
 
 
-class Dispatch(_Message):
+class Dispatch(_Message, frozen=True):
     """Run this. The only command that a zygote gets in its life.
 
     Descriptors: none, or the sealed upload. The upload ends with a msgpack list
@@ -255,11 +255,11 @@ class Dispatch(_Message):
     manifest_given: tuple[str, ...] = ()  # fields of the manifest part: they win over job.json
 
 
-class Cancel(_Message):
+class Cancel(_Message, frozen=True):
     """Kill the job; a Result with ``cancelled`` follows."""
 
 
-class Acknowledge(_Message):
+class Acknowledge(_Message, frozen=True):
     """http has the Result: PID 1 may exit."""
 
 
@@ -269,20 +269,20 @@ ToZygote = Dispatch | Cancel | Acknowledge
 # ── zygote → http ────────────────────────────────────────────────────────────
 
 
-class Started(_Message):
+class Started(_Message, frozen=True):
     """The entrypoint runs. ``spec`` is complete: every ``None`` has been found out."""
 
     spec: JobSpec
     build: bool = False  # it is the build command that runs first
 
 
-class LogGrew(_Message):
+class LogGrew(_Message, frozen=True):
     """The log now ends at ``end`` (bytes of its record file)."""
 
     end: Bytes
 
 
-class Elsewhere(_Message):
+class Elsewhere(_Message, frozen=True):
     """Nothing has run: job.json inside the archive asks for what this zygote cannot
     give (another environment, another storage size). Dispatch ``spec`` again there.
     """
@@ -290,7 +290,7 @@ class Elsewhere(_Message):
     spec: JobSpec
 
 
-class Result(_Message):
+class Result(_Message, frozen=True):
     """The end. The outputs descriptor holds an ``OutputIndex`` at ``index_offset``."""
 
     verdict: Verdict
@@ -307,7 +307,7 @@ FromZygote = Started | LogGrew | Elsewhere | Result
 # ── supervisor ↔ spawner (one per environment) ───────────────────────────────
 
 
-class InterpreterSpec(_Message, tag=False):
+class InterpreterSpec(_Message, frozen=True, tag=False):
     """One interpreter of the config: ``command[0]`` is looked up in the sandbox's root."""
 
     command: tuple[Text, ...]
@@ -315,7 +315,7 @@ class InterpreterSpec(_Message, tag=False):
     mode: Name = "exec"
 
 
-class Prepare(_Message):
+class Prepare(_Message, frozen=True):
     """Build the root file system and confine yourself; :class:`SpawnerReady` follows.
 
     ``programs``: compiled seccomp filters by name ("zygote", "default", "compute").
@@ -340,7 +340,7 @@ class Prepare(_Message):
     max_limits: Limits
 
 
-class Spawn(_Message):
+class Spawn(_Message, frozen=True):
     """Make one zygote.
 
     Descriptors, in order: the zygote's end of its http socket; its log (writable);
@@ -355,20 +355,20 @@ class Spawn(_Message):
     control_files: tuple[str, ...]
 
 
-class Spawned(_Message):
+class Spawned(_Message, frozen=True):
     """PID 1 exists under ``pid`` (ours to reap: CLONE_PARENT); it is still booting."""
 
     zygote: ZygoteId
     pid: int
 
 
-class Booted(_Message):
+class Booted(_Message, frozen=True):
     """PID 1 is confined, its job process parked and attested: it may be leased."""
 
     zygote: ZygoteId
 
 
-class BootFailed(_Message):
+class BootFailed(_Message, frozen=True):
     """A boot step failed; PID 1 has exited or will be killed. Nothing ran."""
 
     zygote: ZygoteId
@@ -377,7 +377,7 @@ class BootFailed(_Message):
     detail: Text = ""
 
 
-class SpawnerReady(_Message):
+class SpawnerReady(_Message, frozen=True):
     """The root file system stands. ``interpreters`` were found in it."""
 
     interpreters: tuple[InterpreterInfo, ...]

@@ -59,7 +59,7 @@ from sandrun.restart import Restart
 log = logging.getLogger(__name__)
 
 INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
-BOOT_TIMEOUT_S: Final = 30.0  # a cold disk and a loaded machine included
+BOOT_TIMEOUT_S: Final = 120.0  # a cold disk, a loaded machine, an emulated one
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
 

@@ -419,4 +419,4 @@ def _spawn_warm(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

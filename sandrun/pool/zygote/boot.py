@@ -27,7 +27,15 @@ import msgspec
 from sandrun.channel import Channel
 from sandrun.errors import SetupError
 from sandrun.job import Limits
-from sandrun.messages import Booted, BootFailed, FromSpawner, InterpreterInfo, Prepare, Spawn
+from sandrun.messages import (
+    Booted,
+    BootFailed,
+    FromSpawner,
+    InterpreterInfo,
+    Prepare,
+    Spawn,
+    ToSpawner,
+)
 from sandrun.pool import mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import (
@@ -315,7 +323,7 @@ BOOT_STEPS: Final[tuple[Callable[[Boot], None], ...]] = (
 
 
 def run(
-    channel: Channel[FromSpawner, object],
+    channel: Channel[FromSpawner, ToSpawner],
     plan: Plan,
     order: Spawn,
     fds: list[int],
@@ -344,7 +352,7 @@ def run(
 
 
 def _report(
-    channel: Channel[FromSpawner, object], order: Spawn, step: str, number: int, text: str
+    channel: Channel[FromSpawner, ToSpawner], order: Spawn, step: str, number: int, text: str
 ) -> None:
     try:
         channel.send(

@@ -299,10 +299,10 @@ class Init:
         if outcome.timed_out or outcome.cpu_exceeded:
             raise Over(_upload_error("unpacking took too long"))
         try:
-            answer = msgspec.msgpack.decode(report, type=resolve.Answer)
+            answer: resolve.Answer = msgspec.msgpack.decode(report, type=resolve.Answer)
         except (msgspec.DecodeError, RecursionError):
             raise Over(_upload_error("the archive could not be unpacked")) from None
-        if isinstance(answer, resolve.Refused):
+        if isinstance(answer, unpack.Refused):
             raise Over(_upload_error(answer.reason))
         return answer.spec
 
