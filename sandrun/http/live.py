@@ -256,6 +256,9 @@ class LiveWebSocket:
     def _end(self) -> None:
         if not self._over.done():
             self._over.set_result(None)
+            if not self._peer.closing:
+                # The handler may wait for something else: it has so long to notice.
+                self._peer.set_deadline(self._peer.loop.time() + self._limits.close_within_s)
         self._wake()
 
     def _wake(self) -> None:

@@ -67,8 +67,9 @@ class Server:
         self._listeners: dict[socket.socket, ssl.SSLContext | None] = {}
         self._peers: set[Peer] = set()
         self._idle: dict[Peer, None] = {}  # oldest first
+        self._admitted = 0  # those that stand, and those that the loop still sets up
         self._by_address: dict[str, int] = {}
-        self._opening: set[asyncio.Task[object]] = set()
+        self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._empty = asyncio.Event()  # no connection stands
         self._empty.set()
@@ -88,8 +89,7 @@ class Server:
             await self._stopped.wait()
         finally:
             self._close_listeners()
-            for peer in tuple(self._peers):
-                peer.abort()
+            self._cut_off()
 
     async def drain(self, grace_s: float) -> None:
         """Accept no more; end idle connections now, the others after their answer.
@@ -104,11 +104,14 @@ class Server:
             await asyncio.wait_for(self._empty.wait(), grace_s)
         closing = [peer.websocket.close(GOING_AWAY) for peer in self._peers if peer.websocket]
         await asyncio.gather(*closing)
+        self._cut_off()
+        self._stopped.set()
+
+    def _cut_off(self) -> None:
         for peer in tuple(self._peers):
             if peer.task is not None:
                 peer.task.cancel()
             peer.abort()
-        self._stopped.set()
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -148,20 +151,36 @@ class Server:
         if not self._has_room(address, trusted=trusted):
             _turn_away(sock, tls)
             return
-        sock.setblocking(False)
-        if address:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = Peer(self, address, tls=tls, expect_proxy=trusted and bool(address))
-        task = self.loop.create_task(self.loop.connect_accepted_socket(lambda: peer, sock))
+        self._admitted += 1
+        self._by_address[address] = self._by_address.get(address, 0) + 1
+        peer = Peer(self, address, tls=tls, expect_proxy=trusted)
+        task = self.loop.create_task(self._hand_over(sock, peer))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
+
+    async def _hand_over(self, sock: socket.socket, peer: Peer) -> None:
+        """The socket to the event loop."""
+        try:
+            sock.setblocking(False)
+            if peer.peer_address:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self.loop.connect_accepted_socket(lambda: peer, sock)
+        except OSError:  # the client went away in between
+            sock.close()
+            self._release(peer.peer_address)
+
+    def _release(self, address: str) -> None:
+        self._admitted -= 1
+        self._by_address[address] -= 1
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def _has_room(self, address: str, *, trusted: bool) -> bool:
         """A trusted proxy has no cap of its own: it speaks for many clients."""
         cap = self.config.max_connections_per_address
         if not trusted and self._by_address.get(address, 0) >= cap:
             return False
-        if len(self._peers) < self.config.max_connections:
+        if self._admitted < self.config.max_connections:
             return True
         return self._evict_idle()
 
@@ -170,6 +189,7 @@ class Server:
         peer = next(iter(self._idle), None)
         if peer is None:
             return False
+        del self._idle[peer]  # its end is seen later: do not choose it twice
         peer.abort()
         return True
 
@@ -180,18 +200,12 @@ class Server:
         self._peers.add(peer)
         self._empty.clear()
         self._idle[peer] = None
-        address = peer.peer_address
-        self._by_address[address] = self._by_address.get(address, 0) + 1
 
     def remove(self, peer: Peer) -> None:
         """A connection is over."""
         self._peers.discard(peer)
         self._idle.pop(peer, None)
-        count = self._by_address.get(peer.peer_address, 0) - 1
-        if count > 0:
-            self._by_address[peer.peer_address] = count
-        else:
-            self._by_address.pop(peer.peer_address, None)
+        self._release(peer.peer_address)
         if not self._peers:
             self._empty.set()
 

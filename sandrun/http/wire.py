@@ -199,7 +199,11 @@ class Wire(asyncio.Protocol):
         if self._closing or self._shut:
             return
         if self._tls is not None:
-            data = self._tls.send(data)
+            try:
+                data = self._tls.send(data)
+            except TlsFailed:
+                self.abort()
+                return
         self._transport.write(data)
 
     def _send_raw(self, data: bytes) -> None:
