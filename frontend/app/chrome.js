@@ -30,10 +30,13 @@ function nextTheme() {
 
 const quotaMeter = () => {
   const q = quota.value
-  if (q && !q.enforced) return html`<span class="quota" title="This server has no quota"><span class="quota-text">no quota</span></span>`
   const left = q ? Math.max(0, balance.value ?? q.available) : null
   const share = q ? left / q.limit : 0
   const title = q ? `CPU budget: ${amount(left)} of ${amount(q.limit)} s left. Jobs: ${q.active_jobs} of ${q.max_active_jobs ?? '–'} running, ${q.jobs_this_hour ?? '–'} of ${q.max_jobs_per_hour ?? '–'} this hour` : 'CPU budget'
+  // Same boxes in every state: nothing in the header may move.
+  if (q && !q.enforced) {
+    return html`<span class="quota unlimited" title="This server has no quota"><span class="quota-text">no quota</span>${meter(1)}</span>`
+  }
   return html`<span class="quota" title=${title}>
     <span class="quota-text"><span class="wide-only">CPU budget </span><b>${q ? amount(left) : '–'}</b> / ${q ? amount(q.limit) : '–'} s</span>
     ${meter(share, share < 0.15 ? 'bad' : share < 0.4 ? 'warning' : 'sand')}

@@ -6,6 +6,7 @@
 import * as api from './api.js'
 
 const BACKOFF_MS = [100, 250, 500, 1000, 2000, 3000]
+const FRAME_MS = 40
 const TRANSPORTS = ['websocket', 'sse', 'polling']
 
 export class LogStream {
@@ -20,6 +21,9 @@ export class LogStream {
     this.stopped = false
     this.abort = null
     this.timer = 0
+    this.pending = [] // records that wait for the next frame: a fast job sends hundreds a second
+    this.handedOver = 0
+    this.flushTimer = 0
     this._onOnline = () => this._retryNow()
     addEventListener('online', this._onOnline)
     this._connect()
@@ -27,6 +31,7 @@ export class LogStream {
 
   stop() {
     this.stopped = true
+    clearTimeout(this.flushTimer)
     clearTimeout(this.timer)
     this.abort?.abort()
     removeEventListener('online', this._onOnline)
@@ -86,6 +91,7 @@ export class LogStream {
 
   _take(message) {
     if (message.event === 'end') {
+      this._flush()
       this.stop()
       this.on.end(message)
       return
@@ -96,12 +102,26 @@ export class LogStream {
   _records(records) {
     for (const record of records) if (record.seq > this.cursor) this.cursor = record.seq
     this.failures = 0
-    this.on.records(records)
+    this.pending.push(...records)
+    if (this.flushTimer) return
+    const sinceLast = performance.now() - this.handedOver
+    if (sinceLast > FRAME_MS) this._flush()
+    else this.flushTimer = setTimeout(() => this._flush(), FRAME_MS - sinceLast)
+  }
+
+  _flush() {
+    clearTimeout(this.flushTimer)
+    this.flushTimer = 0
+    const records = this.pending
+    this.pending = []
+    if (records.length) this.on.records(records)
+    this.handedOver = performance.now() // after the work: a slow page gets larger portions
   }
 
   // The job went back into the queue before it ran: its log begins anew.
   _startOver() {
     this.cursor = 0
+    this.pending = []
     this.on.reset()
     this._again(true)
   }

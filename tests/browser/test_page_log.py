@@ -132,6 +132,29 @@ def test_a_log_goes_on_across_a_server_restart_without_a_lost_or_doubled_line(op
     assert copied_lines(page) == ALL_NUMBERS
 
 
+def test_a_connection_that_breaks_again_and_again_loses_and_doubles_nothing(page):
+    sockets = []
+
+    def on_socket(socket):
+        server = socket.connect_to_server()
+        sockets.append(socket)
+        taken = []
+
+        def pass_on(message):
+            taken.append(message)
+            if len(taken) % 60 == 0:
+                socket.close(code=1011)  # in the middle; the server's end is dropped with it
+            else:
+                socket.send(message)
+
+        server.on_message(pass_on)
+
+    page.raw.route_web_socket(re.compile("/stream"), on_socket)
+    page.run(NUMBERS)
+    assert len(sockets) > 3
+    assert copied_lines(page) == ALL_NUMBERS
+
+
 @pytest.mark.parametrize("blocked", ["websocket", "websocket and events"])
 def test_where_a_proxy_blocks_the_stream_the_page_falls_back(page, blocked):
     """WebSocket, else Server-Sent Events, else polling: the same lines on one cursor."""
