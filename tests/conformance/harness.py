@@ -100,9 +100,10 @@ def _unescape(text: bytes) -> bytes:
 class Bench:
     """A work directory and an installed warm interpreter for one Python."""
 
-    def __init__(self, python: str, root: Path, preload: str = "") -> None:
+    def __init__(self, python: str, root: Path, preload: str = "", extra_path: str = "") -> None:
         self.python = python
         self.preload = preload
+        self.extra_path = extra_path  # stays on PYTHONPATH
         self.work = root / "work"
         self.runtime = root / "runtime"
         self.work.mkdir()
@@ -154,7 +155,8 @@ class Bench:
     def warm_environment(self, mode: str, fd: int) -> dict[str, str]:
         """What makes a started interpreter wait."""
         warm = f"{mode} {fd} {self.preload}"
-        return {**DEFAULT_ENV, "PYTHONPATH": str(self.runtime), "SANDRUN_WARM": warm}
+        path = f"{self.runtime}:{self.extra_path}".rstrip(":")
+        return {**DEFAULT_ENV, "PYTHONPATH": path, "SANDRUN_WARM": warm}
 
     @contextlib.contextmanager
     def parked(self) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
@@ -243,24 +245,29 @@ class Template:
         ready = ours.recv(4096)
         assert ready == b"+", (ready, self.process.communicate())
 
-    def fork(self, *, confine: bool = False, **settings: object) -> Job:
-        """A parked fork."""
+    def fork(
+        self, given_fds: dict[str, int] | None = None, *, confine: bool = False, **settings: object
+    ) -> Job:
+        """A parked fork. Raises AssertionError with the report of a failed step."""
         go, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipes = [os.pipe() for _ in range(3)]
         (stdin, in_w), (out_r, stdout), (err_r, stderr) = pipes
-        names = ["stdin", "stdout", "stderr", "go"]
-        request = {"op": "fork", "fds": names, "cwd": str(self.work), "confine": confine, **settings}
-        given = [stdin, stdout, stderr, theirs.fileno()]
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", given))]
-        self.socket.sendmsg([json.dumps(request).encode()], rights)
+        named = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "go": theirs.fileno()}
+        named |= given_fds or {}
+        request = {"op": "fork", "fds": list(named), "cwd": str(self.work), "confine": confine}
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", named.values()))]
+        self.socket.sendmsg([json.dumps({**request, **settings}).encode()], rights)
         for fd in (stdin, stdout, stderr):
             os.close(fd)
         theirs.close()
         reply = self.socket.recv(4096)
-        assert reply == b"+", reply
         ready = go.recv(4096)
-        assert ready[:1] == b"+", ready
-        return Job(int(ready[1:]), go, in_w, out_r, err_r)
+        if (reply, ready[:1]) != (b"+", b"+"):
+            go.close()
+            for fd in (in_w, out_r, err_r):
+                os.close(fd)
+            raise AssertionError(reply, ready)
+        return Job(int(ready[1:]), go, in_w, out_r, err_r, "pidfd" not in named)
 
     def close(self) -> None:
         """End of the socket: the template exits."""
@@ -277,9 +284,10 @@ class Job:
     stdin: int
     stdout: int
     stderr: int
+    is_ours: bool = True
 
     def collect(self, stdin: bytes) -> tuple[bytes, bytes, int]:
-        """Feed it, read it, reap it."""
+        """Feed it, read it, reap it (if it is our child and not that of some PID 1)."""
         self.go.close()
         with contextlib.suppress(BrokenPipeError):
             os.write(self.stdin, stdin)  # test inputs fit into a pipe
@@ -297,7 +305,8 @@ class Job:
                         selector.unregister(key.fd)
                         os.close(key.fd)
                 assert time.monotonic() < deadline, "the job hangs"
-        return read[self.stdout], read[self.stderr], os.waitpid(self.pid, 0)[1]
+        status = os.waitpid(self.pid, 0)[1] if self.is_ours else 0
+        return read[self.stdout], read[self.stderr], status
 
 
 @contextlib.contextmanager
@@ -312,7 +321,8 @@ def subreaper() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def bench(python: str, preload: str = "") -> Iterator[Bench]:
+def bench(python: str, preload: str = "", extra_path: str = "") -> Iterator[Bench]:
     """A :class:`Bench` in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="sandrun-warm-") as root:
-        yield Bench(python, Path(root), preload)
+        os.chmod(root, 0o755)  # a job of another uid runs there
+        yield Bench(python, Path(root), preload, extra_path)

@@ -36,7 +36,7 @@ How it ends. ``Py_FinalizeEx`` spends 2 of the 10 ms of a hello.py on freeing wh
 the kernel frees anyway. Our ``atexit`` callback was registered first, so it runs
 last, when threads are joined and every callback of the script has run. If nothing
 that is alive could do anything visible when it is freed (:func:`_is_inert`), a
-clean end flushes and leaves by ``os._exit``, and any other end is handed back to
+clean end or a printed traceback flushes and leaves by ``os._exit``, and any other end is handed back to
 the interpreter (who knows the exit code) with its module table emptied, so that
 it has little to free. If anything might, finalisation runs in full.
 
@@ -73,7 +73,6 @@ SAFE_EXTENSIONS = frozenset(
 SAFE_PACKAGES = frozenset(
     "numpy pandas dateutil pytz tzdata six scipy matplotlib kiwisolver contourpy PIL".split()
 )
-_HAVE_GC = 1 << 14  # Py_TPFLAGS_HAVE_GC
 
 
 class _Step(Exception):
@@ -298,14 +297,15 @@ class Interpreter:
     def leave(self):
         if not self.is_inert():
             return
-        if not self.ended_cleanly():
+        code = self.exit_code()
+        if code is None:
             self.free_little()
             return
         sys.stdout.flush()
         sys.stderr.flush()
         if "ctypes" in sys.modules:  # preloaded: libc's own buffers may be in use
             sys.modules["ctypes"].pythonapi.fflush(None)
-        os._exit(0)
+        os._exit(code)
 
     def restore_tracing(self):
         tracing, profiling = self.traced
@@ -313,15 +313,23 @@ class Interpreter:
             sys.setprofile(profiling.get(0))
             sys.settrace(tracing.get(0))
 
-    def ended_cleanly(self):
-        """Did the script run to its end? (Otherwise we do not know the exit code.)"""
-        if hasattr(sys, "last_type") or hasattr(sys, "last_exc"):
-            return False  # set before a traceback is printed
+    def exit_code(self):
+        """0 or 1 if it is certain how the script ended, else None."""
         if self.finished is not None:
-            return bool(self.finished)
-        # The interpreter takes these back when the script has ended; sys.exit() never
-        # comes back to there.
-        return "__file__" not in self.main and "__cached__" not in self.main
+            return 0 if self.finished else None
+        # The interpreter takes these back when the script has ended or its traceback is
+        # printed; sys.exit() never comes back to there.
+        if "__file__" in self.main or "__cached__" in self.main:
+            return None
+        if not hasattr(sys, "last_type"):
+            return 0
+        # Set before a traceback is printed, and by some programs too: it is the end
+        # only if the script's outermost frame has stopped at that very instruction.
+        tb = sys.last_traceback
+        if tb is None or tb.tb_frame.f_globals is not self.main:
+            return None
+        stopped = tb.tb_frame.f_code.co_name == "<module>" and tb.tb_frame.f_lasti == tb.tb_lasti
+        return 1 if stopped and not issubclass(sys.last_type, KeyboardInterrupt) else None
 
     def free_little(self):
         """Keep everything alive, so that finalisation has nothing to walk."""
@@ -366,17 +374,10 @@ def _is_inert(objects):
     types = set(map(type, objects))
     if any(map(_has_finaliser, types)):
         return False
-    weak = tuple(t for t in types if issubclass(t, _WEAKREF))
-    for one in objects:
-        # Instances without any slot are not tracked: their class is.
-        if isinstance(one, type):
-            if "__del__" in one.__dict__ and not one.__flags__ & _HAVE_GC:
-                return False
-        elif weak and isinstance(one, weak):
-            callback = one.__callback__
-            if callback is not None and not _is_known_code(callback):
-                return False
-    return True
+    weak = tuple(kind for kind in types if issubclass(kind, _WEAKREF))
+    return not weak or all(
+        _is_known_code(one.__callback__) for one in objects if isinstance(one, weak)
+    )
 
 
 _WEAKREF = sys.modules["_weakref"].ReferenceType if "_weakref" in sys.modules else ()
@@ -392,8 +393,12 @@ def _has_finaliser(kind):
 _ACTIVE_MODULES = frozenset(("sqlite3", "_sqlite3", "_dbm", "_gdbm", "_curses", "_tkinter"))
 
 
-def _is_known_code(function):
-    name = getattr(function, "__module__", None) or ""
+def _is_known_code(callback):
+    if callback is None:
+        return True
+    if getattr(callback, "__name__", "") == "_destroy":  # C code of the abc module
+        return isinstance(getattr(callback, "__self__", None), _WEAKREF)
+    name = getattr(callback, "__module__", None) or ""
     return name != "__main__" and name.partition(".")[0] in (_STDLIB | SAFE_PACKAGES)
 
 
