@@ -287,9 +287,8 @@ class Init:
         process.await_ready()
 
         def sink(_: int, data: bytes) -> None:
-            report.extend(data)
-            if len(report) > REPORT_MAX_BYTES:
-                raise Over(_upload_error("the upload's job.json is too large"))
+            if len(report) <= REPORT_MAX_BYTES:  # more is no report, and will not decode
+                report.extend(data)
 
         outcome = self._supervise(process, sink, UNPACK_TIMEOUT_S, dispatch.spec.limits.cpu_seconds)
         if outcome.cancelled:
