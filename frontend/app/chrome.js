@@ -35,9 +35,9 @@ const quotaMeter = () => {
   const title = q ? `CPU budget: ${amount(left)} of ${amount(q.limit)} s left. Jobs: ${q.active_jobs} of ${q.max_active_jobs ?? '–'} running, ${q.jobs_this_hour ?? '–'} of ${q.max_jobs_per_hour ?? '–'} this hour` : 'CPU budget'
   // Same boxes in every state: nothing in the header may move.
   if (q && !q.enforced) {
-    return html`<span class="quota unlimited" title="This server has no quota"><span class="quota-text">no quota</span>${meter(1)}</span>`
+    return html`<span class="quota unlimited" key="unlimited" title="This server has no quota"><span class="quota-text">no quota</span>${meter(1)}</span>`
   }
-  return html`<span class="quota" title=${title}>
+  return html`<span class="quota" key="quota" title=${title}>
     <span class="quota-text"><span class="wide-only">CPU budget </span><b>${q ? amount(left) : '–'}</b> / ${q ? amount(q.limit) : '–'} s</span>
     ${meter(share, share < 0.15 ? 'bad' : share < 0.4 ? 'warning' : 'sand')}
   </span>`
@@ -116,6 +116,12 @@ const isOn = (value) => value === true || value === 'on'
 
 const facts = (entries) => html`<dl class="facts-list">${entries.map(([key, value]) => html`<div key=${key}><dt>${words(key)}</dt><dd>${visible(typeof value === 'object' ? JSON.stringify(value) : value)}</dd></div>`)}</dl>`
 
+function retention([key, value]) {
+  const [, name, unit] = /^(.*?)_(seconds|s|mb)$/.exec(key) ?? [null, key, '']
+  if (unit === 'mb') return [`${name} at most`, `${value} MB`]
+  return [name, unit ? (value === 0 ? 'deleted at once' : seconds(value)) : value]
+}
+
 const trustDialog = () => {
   const p = server.privacy
   return html`<${Dialog} title="Privacy and isolation" wide onClose=${close}>
@@ -125,7 +131,7 @@ const trustDialog = () => {
         <ul class="layers">${Object.entries(p.isolation ?? {}).map(([name, value]) => html`<li key=${name} class=${{ on: isOn(value) }}>
           ${icon(isOn(value) ? 'check' : 'warning', 14)}<span>${words(name)}</span>${!isOn(value) && html`<small>${visible(value)}</small>`}<span class="offscreen">${isOn(value) ? 'on' : 'off'}</span></li>`)}</ul>
       </section>
-      <section><h3>Kept until</h3>${facts(Object.entries(p.retention ?? {}).map(([key, value]) => [key.replace(/_seconds$|_s$/, ''), /seconds$|_s$/.test(key) ? (value === 0 ? 'deleted at once' : `${seconds(value)}`) : value]))}
+      <section><h3>Kept until</h3>${facts(Object.entries(p.retention ?? {}).map(retention))}
         <h3>Where job data lies</h3>${facts(Object.entries(p.facts ?? {}))}
         <h3>Logged</h3><p>${visible(p.logged ?? '')}</p>
         <h3>Addresses</h3><p>${visible(p.addresses ?? '')}</p></section>

@@ -84,7 +84,7 @@ const USAGE = [
   ['CPU', 'cpu_seconds', (m) => m.cpu_seconds, (v) => seconds(v), 'cpu_limit', 1],
   ['Wall', 'timeout', (m) => (m.wall_time_ms ?? 0) / 1000, (v) => seconds(v), 'wall_timeout', 1],
   ['Memory', 'memory_mb', (m) => (m.memory_peak_bytes ?? 0) / 2 ** 20, (v) => bytes(v * 2 ** 20), 'out_of_memory', 1],
-  ['Processes', 'processes', (m) => m.processes_peak, (v) => String(v), 'process_limit', 1],
+  ['Processes', 'processes', (m) => m.processes_peak || null, (v) => String(v), 'process_limit', 1],
   ['Output', 'output_mb', (m) => (m.output_bytes ?? 0) / 2 ** 20, (v) => bytes(Math.round(v * 2 ** 20)), 'output_limit', 1],
 ]
 const limitText = { cpu_seconds: (v) => `${amount(v)} s`, timeout: (v) => `${amount(v)} s`, memory_mb: (v) => `${amount(v)} MB`, processes: (v) => `${v}`, output_mb: (v) => `${amount(v)} MB` }

@@ -237,7 +237,7 @@ export const Outputs = {
       const list = files.value
       if (!list.length && !skipped.value.length) {
         return html`<section class="outputs none" aria-label="Outputs"><p class="quiet-state">${
-          job.phase === 'done' ? 'The job left no files behind.' : 'Files that the job makes appear here.'}</p></section>`
+          { done: 'The job left no files behind.', gone: 'The log above is in this tab only.' }[job.phase] ?? 'Files that the job makes appear here.'}</p></section>`
       }
       const some = list.filter((file) => chosen.has(file.path))
       return html`<section class="outputs" aria-label="Outputs">

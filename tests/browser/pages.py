@@ -46,7 +46,8 @@ class Page:
     def eventually(self, condition):
         """Wait for a JavaScript expression. (wait_for_function needs eval, which the policy refuses.)"""
         self.raw.evaluate(
-            "async () => { while (!(%s)) await new Promise((next) => setTimeout(next, 20)) }" % condition
+            "async () => { while (!(%s)) await new Promise((next) => setTimeout(next, 20)) }"
+            % condition
         )
 
     # ── doing ────────────────────────────────────────────────────────────────
@@ -85,7 +86,9 @@ class Page:
         session = self.raw.context.new_cdp_session(self.raw)
         data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
-            session.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data})
+            session.send(
+                "Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 300, "data": data}
+            )
         session.detach()
         expect(self.raw.locator(".toast")).to_contain_text("taken in")
 

@@ -99,10 +99,19 @@ def test_likely_secrets_raise_a_warning_and_can_be_taken_out(page, server, tmp_p
 
 
 def test_job_json_in_the_drop_fills_the_form(page, tmp_path):
-    job = {"entrypoint": "go.py", "args": ["a b", "c"], "memory_mb": 128, "outputs": ["out/*"], "env": {"K": "v"}, "stdin": "in"}
+    job = {
+        "entrypoint": "go.py",
+        "args": ["a b", "c"],
+        "memory_mb": 128,
+        "outputs": ["out/*"],
+        "env": {"K": "v"},
+        "stdin": "in",
+    }
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "job.json").write_text(json.dumps(job))
-    (tmp_path / "p" / "go.py").write_text("import sys, os\nprint(sys.argv[1:], os.environ['K'], sys.stdin.read())\n")
+    (tmp_path / "p" / "go.py").write_text(
+        "import sys, os\nprint(sys.argv[1:], os.environ['K'], sys.stdin.read())\n"
+    )
     page.drop(tmp_path / "p")
     expect(page.raw.locator(".command")).to_contain_text("python3 go.py 'a b' c")
     page.settings()
@@ -158,7 +167,9 @@ def test_output_patterns_show_what_they_match_while_they_are_typed(page, tmp_pat
     expect(page.raw.get_by_text("Matches 1 file of yours")).to_be_visible()
 
 
-def test_an_upload_over_the_limit_is_refused_with_the_limit_before_it_is_sent(open_page, start_server, tmp_path):
+def test_an_upload_over_the_limit_is_refused_with_the_limit_before_it_is_sent(
+    open_page, start_server, tmp_path
+):
     import os
 
     server = start_server("[http]\nmax_upload_mb = 1\n[rate_limit]\nenabled = false\n")

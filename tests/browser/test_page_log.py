@@ -29,7 +29,9 @@ print("\\x1b]0;title\\x07after the title \\x1b[2J\\x1b[Hstill \\x00 here")
 print("to stderr", file=sys.stderr)
 """
     )
-    expect(page.log).to_contain_text("<img src=x onerror=document.title='owned'><script>alert(1)</script>")
+    expect(page.log).to_contain_text(
+        "<img src=x onerror=document.title='owned'><script>alert(1)</script>"
+    )
     assert page.raw.locator(".log img, .log script").count() == 0
     assert page.raw.title().startswith("Completed")
     expect(page.raw.locator(".log-line .fg1")).to_have_text("red")
@@ -74,7 +76,9 @@ def test_100_000_lines_stay_smooth_and_searchable(page):
 
 
 def test_following_stops_when_the_user_scrolls_up_and_comes_back(page):
-    page.write("import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n")
+    page.write(
+        "import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n"
+    )
     page.start()
     log = scroller(page)
     page.eventually("document.querySelector('.log-scroll').scrollTop > 200")
@@ -119,14 +123,20 @@ def copied_lines(page):
     return page.clipboard().splitlines()
 
 
-def test_a_log_goes_on_across_a_server_restart_without_a_lost_or_doubled_line(open_page, start_server):
+def test_a_log_goes_on_across_a_server_restart_without_a_lost_or_doubled_line(
+    open_page, start_server
+):
     server = start_server(NO_RATE_LIMIT)
     page = open_page(server.url)
     page.is_ready()
     page.write(NUMBERS)
     page.start()
     expect(page.log).to_contain_text("number 20")
-    [http] = [pid for pid in descendants(server.process.pid) if b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [http] = [
+        pid
+        for pid in descendants(server.process.pid)
+        if b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
     os.kill(http, signal.SIGKILL)
     page.ended()
     assert copied_lines(page) == ALL_NUMBERS

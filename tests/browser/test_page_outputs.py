@@ -9,7 +9,7 @@ import zipfile
 import pytest
 from playwright.sync_api import expect
 
-FILES = r'''
+FILES = r"""
 import json, os, struct, zlib
 
 def png(width, height):
@@ -25,7 +25,7 @@ json.dump({"list": [1, None], "text": "<i>"}, open("out/data.json", "w"))
 open("out/sub/notes.md", "w").write("# Title\n\n<script>document.title='owned'</script> **bold**\n")
 open("out/blob.bin", "wb").write(bytes(range(256)))
 open("out/empty.txt", "w").close()
-'''
+"""
 
 
 def job_id(page):
@@ -52,13 +52,32 @@ def test_every_kind_of_file_has_its_preview(done):
     page.look_at("out/data.json")
     expect(page.preview.locator("pre")).to_contain_text('"text": "<i>"')
     page.look_at("out/sub/notes.md")
-    expect(page.preview.locator("pre")).to_contain_text("<script>document.title='owned'</script> **bold**")
+    expect(page.preview.locator("pre")).to_contain_text(
+        "<script>document.title='owned'</script> **bold**"
+    )
     page.look_at("out/blob.bin")
     expect(page.preview.locator(".hex")).to_contain_text("40 41 42 43")
     page.look_at("out/empty.txt")
     expect(page.preview).to_contain_text("empty")
     assert page.raw.locator(".preview script, .preview i > i").count() == 0
     assert page.raw.title().startswith("Completed")
+
+
+def test_sound_and_pdf_are_shown_by_the_browsers_own_means(page):
+    page.run(r"""
+import wave
+with wave.open("tone.wav", "wb") as sound:
+    sound.setnchannels(1), sound.setsampwidth(1), sound.setframerate(8000)
+    sound.writeframes(bytes(range(256)) * 16)
+open("page.pdf", "wb").write(b"%PDF-1.1\n1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj 2 0 obj<</Type/Pages/Kids[]/Count 0>>endobj\ntrailer<</Root 1 0 R>>\n%%EOF")
+""")
+    page.look_at("tone.wav")
+    page.eventually("document.querySelector('.preview audio')?.readyState >= 1")
+    assert page.preview.locator("audio").evaluate("(e) => e.duration") == pytest.approx(
+        0.512, abs=0.01
+    )
+    page.look_at("page.pdf")
+    expect(page.preview.locator("iframe")).to_have_attribute("src", re.compile("^blob:"))
 
 
 def test_hostile_names_are_shown_as_text_and_can_still_be_downloaded(page):
@@ -69,12 +88,16 @@ def test_hostile_names_are_shown_as_text_and_can_still_be_downloaded(page):
     assert page.raw.locator(".output img").count() == 0
     for start, content in (("<img", b"harmless"), ("..%2f", b"up")):
         with page.raw.expect_download() as download:
-            page.raw.locator(".output", has_text=start).get_by_role("button", name=re.compile("Download")).click()
+            page.raw.locator(".output", has_text=start).get_by_role(
+                "button", name=re.compile("Download")
+            ).click()
         assert download.value.path().read_bytes() == content
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip", "tar"])
-def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterwards(done, server, kind):
+def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterwards(
+    done, server, kind
+):
     page = done
     identity = job_id(page)
     files = server.client.get(f"/outputs/{identity}").json()["files"]
@@ -87,10 +110,14 @@ def test_the_archive_holds_the_files_byte_for_byte_and_the_job_is_gone_afterward
     data = download.value.path().read_bytes()
     if kind == "zip":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            found = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
+            found = {
+                name: archive.read(name) for name in archive.namelist() if not name.endswith("/")
+            }
     else:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            found = {m.name: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()}
+            found = {
+                m.name: archive.extractfile(m).read() for m in archive.getmembers() if m.isfile()
+            }
     assert found == expected
     expect(page.headline).to_have_text("Downloaded, and deleted from the server")
     assert "#job=" not in page.raw.url
@@ -139,7 +166,9 @@ def test_the_countdown_is_shown_and_delete_now_deletes_now(done, server):
 
 
 def test_a_failed_job_hands_back_its_files_too(page):
-    page.run("open('partial.txt', 'w').write('so far')\nraise SystemExit(3)\n", "Failed with exit code 3")
+    page.run(
+        "open('partial.txt', 'w').write('so far')\nraise SystemExit(3)\n", "Failed with exit code 3"
+    )
     expect(page.outputs).to_have_text(["partial.txt"])
     expect(page.preview.locator("pre")).to_contain_text("so far")
 

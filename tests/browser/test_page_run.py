@@ -92,7 +92,10 @@ def test_over_the_memory_limit_there_is_evidence_and_one_button_raises_it(page):
     page.settings()
     page.raw.locator("#f-memory_mb").fill("64")
     page.code()
-    page.run("data = bytearray(100 * 1024 * 1024)\nprint('fitted')\n", "Stopped: it used more than 64 MB of memory")
+    page.run(
+        "data = bytearray(100 * 1024 * 1024)\nprint('fitted')\n",
+        "Stopped: it used more than 64 MB of memory",
+    )
     expect(page.raw.locator(".evidence")).to_contain_text("oom")
     page.button("Raise memory to 128 MB and run again").click()
     expect(page.headline).not_to_have_text(re.compile("Stopped"))
@@ -106,7 +109,10 @@ def test_over_the_wall_time_limit(page):
     page.settings()
     page.raw.locator("#f-timeout").fill("1")
     page.code()
-    page.run("import time\nprint('waiting', flush=True)\ntime.sleep(60)\n", "Stopped: it ran longer than 1 s")
+    page.run(
+        "import time\nprint('waiting', flush=True)\ntime.sleep(60)\n",
+        "Stopped: it ran longer than 1 s",
+    )
     expect(page.button("Raise wall time to 4 s and run again")).to_be_visible()
 
 

@@ -16,7 +16,9 @@ FRONTEND = Path(__file__).parents[2] / "frontend"
 
 
 def test_a_view_link_opens_elsewhere_and_can_look_but_not_cancel(page, open_page, server):
-    page.write("import time\nprint('shared', flush=True)\nopen('a.txt', 'w').write('a')\ntime.sleep(100)\n")
+    page.write(
+        "import time\nprint('shared', flush=True)\nopen('a.txt', 'w').write('a')\ntime.sleep(100)\n"
+    )
     page.start()
     expect(page.log).to_contain_text("shared")
     link = page.share("Copy view link")
@@ -28,7 +30,9 @@ def test_a_view_link_opens_elsewhere_and_can_look_but_not_cancel(page, open_page
     expect(other.button("Cancel")).to_be_disabled()
     expect(other.button("Delete now")).to_have_count(0)
     view = re.search(r"#view=([\w-]+)", link)[1]
-    status = other.raw.evaluate("async (id) => (await fetch(`/jobs/${id}/cancel`, {method: 'POST'})).status", view)
+    status = other.raw.evaluate(
+        "async (id) => (await fetch(`/jobs/${id}/cancel`, {method: 'POST'})).status", view
+    )
     assert status == 403
     page.button("Cancel").click()
     page.ended("Cancelled")
@@ -40,12 +44,18 @@ def test_a_view_link_opens_elsewhere_and_can_look_but_not_cancel(page, open_page
 
 def test_the_secret_stays_behind_the_hash(page):
     asked = []
-    page.raw.on("request", lambda request: asked.append((request.url, request.headers.get("referer"))))
+    page.raw.on(
+        "request", lambda request: asked.append((request.url, request.headers.get("referer")))
+    )
     page.run("print(1)\n")
     own = re.search(r"#job=([\w-]+)", page.raw.url)[1]
     page.raw.reload()
     page.ended()
-    documents = [url for url, _ in asked if own in url and not re.search(r"/(status|logs|outputs|download|jobs)/", url)]
+    documents = [
+        url
+        for url, _ in asked
+        if own in url and not re.search(r"/(status|logs|outputs|download|jobs)/", url)
+    ]
     assert not [url for url in documents if "#" not in url]
     assert not [referer for _, referer in asked if referer]
     stored = page.raw.evaluate("JSON.stringify(localStorage)")
@@ -61,7 +71,9 @@ def test_copy_as_python_and_job_json_say_the_same_as_the_form(page, tmp_path):
     assert json.loads(page.share("Copy job.json")) == {"args": ["a b"]}
     program = page.share("Copy as Python")
     (tmp_path / "main.py").write_text(code)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout == "argument a b\ncompleted exited\n", done.stderr
 
 
@@ -72,7 +84,9 @@ def test_copy_as_curl_runs_the_same_job(page, tmp_path):
     page.run("import sys\nprint(sys.argv[1])\n")
     command = page.share("Copy as curl")
     (tmp_path / "main.py").write_text("import sys\nprint('from curl', sys.argv[1])\n")
-    done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert json.loads(done.stdout)["stdout"] == "from curl it's\n", done.stderr
 
 
@@ -144,7 +158,9 @@ def static_server():
 
 
 def test_from_a_static_server_a_field_names_the_api(open_page, start_server, static_server):
-    server = start_server(f'[rate_limit]\nenabled = false\n[http]\nallowed_origins = ["{static_server.rstrip("/")}"]\n')
+    server = start_server(
+        f'[rate_limit]\nenabled = false\n[http]\nallowed_origins = ["{static_server.rstrip("/")}"]\n'
+    )
     page = open_page(static_server)
     page.raw.get_by_label("Address of the sandrun API").fill(server.url)
     page.button("Connect").click()
