@@ -1,0 +1,55 @@
+"""``python -m bench [--quick] [--only zygote,run,...]``: every figure of issue 3. Runs as: root."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from bench.measure import machine
+from bench.report import Report
+from bench.suites import SUITES, Setting, prepare_data
+from sandrun.config import parse
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> int:
+    """Measure, print, write the page."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the samples")
+    parser.add_argument("--only", default=",".join(SUITES), help=f"some of {', '.join(SUITES)}")
+    parser.add_argument(
+        "--environments",
+        type=Path,
+        default=Path("/var/cache/sandrun/environments"),
+        help="where numpy and pandas are installed for the data job",
+    )
+    parser.add_argument("--no-data", action="store_true", help="leave numpy and pandas out")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := set(names) - set(SUITES):
+        parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    if os.geteuid() != 0:
+        parser.error("the sandboxes need root")
+    gc.disable()  # a collection in the middle of a sample is not what we measure
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sandrun-bench-") as scratch:
+        os.chmod(scratch, 0o755)
+        setting = Setting(Report(machine()), Path(scratch), options.environments, "", options.quick)
+        if not options.no_data:
+            config = parse(replace(setting, data_python="?").config())
+            setting = replace(setting, data_python=prepare_data(config))
+        for name in names:
+            gc.collect()
+            SUITES[name](setting)
+    setting.report.print_targets()
+    print(f"\n{setting.report.write(RESULTS)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
