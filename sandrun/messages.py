@@ -9,7 +9,7 @@ the other as possibly taken over.
 
     supervisor ──Spawn──▶ spawner ──clone──▶ zygote (PID 1)
     supervisor ──Lease──▶ http ──Dispatch──▶ zygote ──Started, LogGrew, Result──▶ http
-    http ──Taken, Finished──▶ supervisor
+    http ──Keep, Taken, Finished, Forget──▶ supervisor ──StoreEntry, Restored──▶ next http
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 ZygoteId = Annotated[int, msgspec.Meta(ge=0)]
 Bytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+StoreKey = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Part = Annotated[int, msgspec.Meta(ge=0, le=15)]  # which piece of an entry; http's choice
+Parts = Annotated[dict[Part, bytes], msgspec.Meta(max_length=16)]
 
 INLINE_MAX_BYTES = 48 * 1024  # of files carried inside a Dispatch; a datagram holds 208 KiB
 
@@ -157,10 +161,87 @@ class Drain(_Message, frozen=True):
     grace_s: float = 0.0
 
 
-ToHttp = Welcome | Lease | Withdraw | Resized | PoolState | Drain
+class Leave(_Message, frozen=True):
+    """Another http takes over: answer what is open within ``grace_s``, then exit.
+
+    Jobs go on; the next http finds them in the store.
+    """
+
+    grace_s: float = 0.0
+
+
+class StoreEntry(_Message, frozen=True):
+    """What an earlier http had kept under ``key``; its first message after Welcome.
+
+    A large entry comes in several messages, the descriptors with the last.
+    Descriptors: ``fds`` of http's own; then, if ``zygote`` is not None and not
+    ``lost``, its log and outputs, and, if it is ``alive``, its socket.
+    ``lost``: the zygote was dead before it was bound, so it never had the job.
+    """
+
+    key: StoreKey
+    parts: Parts
+    fds: Annotated[int, msgspec.Meta(ge=0, le=8)] = 0
+    zygote: ZygoteId | None = None
+    environment: Name = "default"
+    warm: Name = "exec"
+    alive: bool = False
+    lost: bool = False
+
+
+class Restored(_Message, frozen=True):
+    """No more entries. ``max_jobs``: for so many jobs the store has descriptors."""
+
+    max_jobs: int
+
+
+class StoreState(_Message, frozen=True):
+    """The store has become full, or has room again."""
+
+    full: bool
+
+
+ToHttp = (
+    Welcome
+    | StoreEntry
+    | Restored
+    | Lease
+    | Withdraw
+    | Resized
+    | PoolState
+    | StoreState
+    | Leave
+    | Drain
+)
 
 
 # ── http → supervisor ────────────────────────────────────────────────────────
+
+
+class Loaded(_Message, frozen=True):
+    """http has started and confined itself; it waits for :class:`Welcome`."""
+
+
+class Keep(_Message, frozen=True):
+    """Put this into the store; sent before what it says is done, and never answered.
+
+    Each part replaces the one of the same number, an empty one removes it; what is
+    not named stays. Descriptors that come along replace those of the entry, and
+    ``drop_fds`` closes them. ``zygote`` binds the entry to a leased zygote, whose
+    socket, log and outputs the supervisor then keeps; ``unbind`` lets them go.
+    """
+
+    key: StoreKey
+    parts: Parts = {}
+    drop_fds: bool = False
+    zygote: ZygoteId | None = None
+    unbind: bool = False
+
+
+class Forget(_Message, frozen=True):
+    """Remove an entry and close its descriptors."""
+
+    key: StoreKey
 
 
 class Ready(_Message, frozen=True):
@@ -216,7 +297,7 @@ class Kill(_Message, frozen=True):
     zygote: ZygoteId
 
 
-ToPool = Ready | Taken | Resize | Want | Finished | Kill
+ToPool = Loaded | Keep | Forget | Ready | Taken | Resize | Want | Finished | Kill
 
 
 # ── http → zygote ────────────────────────────────────────────────────────────

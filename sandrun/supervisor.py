@@ -13,6 +13,11 @@ Start: probe the host (fail closed), make our cgroup, bind the sockets, start th
 spawners and http at once. ``SIGTERM`` or ``SIGINT`` drains: no new jobs, running
 ones may end within ``[pool] drain_seconds``; a second one ends at once. Either
 way no process, mount, cgroup or namespace of ours is left.
+
+http is crash-only: what must outlive it is in the store (store.py), and its next
+incarnation gets all of it before it says Ready. ``SIGUSR2`` (`python -m sandrun
+upgrade`) and ``SIGHUP`` (which also reads certificates and the [http],
+[rate_limit] and [retention] sections again) use the same road in good order.
 """
 
 from __future__ import annotations
@@ -27,23 +32,32 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
-from sandrun import doctor
-from sandrun.channel import MAX_MESSAGE, Channel, Closed, close_all, pair
+from sandrun import doctor, notify
+from sandrun.channel import Channel, Closed, close_all, pair
 from sandrun.config import Config, listen_address
 from sandrun.errors import ConfigError, HostError, ProtocolError
 from sandrun.messages import (
     Drain,
     EnvironmentInfo,
     Finished,
+    Forget,
+    Keep,
     Kill,
+    Leave,
+    Loaded,
     Ready,
     Resize,
+    Restored,
+    StoreEntry,
+    StoreState,
     Taken,
     ToHttp,
     ToPool,
@@ -56,12 +70,18 @@ from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import PR
 from sandrun.pool.manager import Manager
 from sandrun.restart import Restart
+from sandrun.store import Store
 
 log = logging.getLogger(__name__)
 
 HTTP_UID_OFFSET: Final = -1  # http runs under the id below the sandboxes' range
 _BACKLOG: Final = 1024
-_HTTP_START_TIMEOUT_S: Final = 30.0
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
+SEND_BUFFER: Final = 4 * 1024 * 1024  # so that http never waits for us on a busy machine
+MAX_OUTBOX: Final = 4096
+MESSAGES_AT_ONCE: Final = 64
+ZYGOTE_FDS: Final = 21
+LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
 
 
 def memory_fd(name: str, data: bytes) -> int:
@@ -90,7 +110,7 @@ def bind(address: str) -> socket.socket:
                     Path(target).unlink()  # left by one that was killed
             sock = socket.socket(socket.AF_UNIX)
             sock.bind(target)
-            Path(target).chmod(0o666)  # noqa: S103 - whoever may reach the directory may connect
+            Path(target).chmod(0o666)
         else:
             family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
             sock = socket.socket(family)
@@ -104,23 +124,38 @@ def bind(address: str) -> socket.socket:
 
 
 class HttpProcess:
-    """The supervisor's side of http: started by exec, restarted when it dies."""
+    """The supervisor's side of one http process, from its exec to its end.
 
-    def __init__(self, config: Config, uid: int, listeners: list[socket.socket]) -> None:
+    It is *attached* when it has been told everything and may serve; an upgrade
+    starts the next one beside it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        uid: int,
+        listeners: list[socket.socket],
+        on_message: Callable[[HttpProcess, ToPool, list[int]], None],
+        on_exit: Callable[[HttpProcess, int], None],
+    ) -> None:
         self.config = config
         self.uid = uid
         self.listeners = listeners
-        self.process: subprocess.Popen[bytes] | None = None
-        self.pidfd = -1
-        self.channel: Channel[ToHttp, ToPool] | None = None
-        self.restart = Restart()
-        self._unsent: list[tuple[ToHttp, tuple[int, ...]]] = []
+        self.on_message = on_message
+        self.on_exit = on_exit
+        self.loop = asyncio.get_running_loop()
+        self.attached = False
+        self.leaving = False  # told to make room for the next
+        self._outbox: deque[tuple[ToHttp, tuple[int, ...]]] = deque()
+        self._entries: Iterator[tuple[StoreEntry, tuple[int, ...]]] | None = None
+        self._restored: Callable[[], None] = lambda: None
+        self._start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         """Exec http with its descriptors."""
         ours, theirs = pair()
         for sock in (ours, theirs):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8 * MAX_MESSAGE)
+            _send_buffer(sock, SEND_BUFFER)
         ours.setblocking(False)
         http = self.config.http
         fds = {
@@ -137,8 +172,7 @@ class HttpProcess:
         names = ["--listen", "--admin"]
         for name, sock in zip(names, self.listeners, strict=False):
             argv += [name, str(sock.fileno())]
-        self.restart.on_start(time.monotonic())
-        self.process = subprocess.Popen(  # noqa: S603 - our own module
+        self.process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             pass_fds=(*fds.values(), *(sock.fileno() for sock in self.listeners)),
@@ -147,33 +181,143 @@ class HttpProcess:
         theirs.detach()
         close_all(list(fds.values()))
         self.pidfd = os.pidfd_open(self.process.pid)
-        self.channel = Channel(ours, ToPool)
+        self.channel: Channel[ToHttp, ToPool] = Channel(ours, ToPool)
+        self.loop.add_reader(ours.fileno(), self.hear)
+        self.loop.add_reader(self.pidfd, self._ended)
+
+    def attach(
+        self,
+        welcome: Welcome,
+        entries: Iterator[tuple[StoreEntry, tuple[int, ...]]],
+        restored: Callable[[], None],
+    ) -> None:
+        """Tell it who we are and what there is; ``restored`` is called behind that."""
+        self.attached = True
+        self.send(welcome, ())
+        self._entries = entries
+        self._restored = restored
+        self._flush()
 
     def send(self, message: ToHttp, fds: tuple[int, ...]) -> None:
-        """Send, or drop if there is no http: a new one is told everything again."""
-        if self.channel is None:
-            return
-        try:
-            self.channel.send(message, fds)
-        except Closed:
-            pass
-        except BlockingIOError:
-            # 8 messages of the largest size fit; a http that reads so little is stuck.
-            log.error("http does not read its messages; restarting it")
-            if self.process:
-                self.process.kill()
+        """Send, in order. Dropped if nobody is attached: a new http is told everything.
 
-    def forget(self) -> None:
-        """Close what belonged to a process that is gone."""
+        Descriptors are the caller's, and duplicated if they must wait.
+        """
+        if not self.attached:
+            return
+        if self._entries is None and not self._outbox:
+            try:
+                self.channel.send(message, fds)
+            except Closed:
+                return
+            except BlockingIOError:
+                self.loop.add_writer(self.channel.fileno(), self._flush)
+            else:
+                return
+        if len(self._outbox) >= MAX_OUTBOX:
+            log.error("http does not read its messages; restarting it")
+            self.process.kill()
+            return
+        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+
+    def _flush(self) -> None:
+        """First what was kept, then what was said meanwhile."""
+        try:
+            if self._entries is not None:
+                self._send_entries(self._entries)
+            while self._outbox:
+                message, fds = self._outbox[0]
+                self.channel.send(message, fds)
+                close_all(fds)
+                self._outbox.popleft()
+        except BlockingIOError:
+            self.loop.add_writer(self.channel.fileno(), self._flush)
+            return
+        except Closed:
+            self._drop_outbox()
+        self.loop.remove_writer(self.channel.fileno())
+
+    def _send_entries(self, entries: Iterator[tuple[StoreEntry, tuple[int, ...]]]) -> None:
+        for entry, fds in entries:
+            try:
+                self.channel.send(entry, fds)
+            except BlockingIOError:
+                self._entries = chain([(entry, fds)], entries)
+                raise
+        self._entries = None
+        self._restored()
+
+    def hear(self) -> None:
+        """Handle what it has said, up to a bound, so that the others have their turn."""
+        for _ in range(MESSAGES_AT_ONCE):
+            if not self._hear_one():
+                return
+
+    def hear_all(self) -> None:
+        """Handle everything that it has said."""
+        while self._hear_one():
+            pass
+
+    def _hear_one(self) -> bool:
+        try:
+            message, fds = self.channel.receive()
+        except BlockingIOError:
+            return False
+        except Closed:
+            self.loop.remove_reader(self.channel.fileno())
+            return False
+        except ProtocolError as error:
+            self._junk(error)
+            return False
+        try:
+            self.on_message(self, message, fds)
+        except ProtocolError as error:
+            self._junk(error)
+            return False
+        return True
+
+    def _junk(self, error: ProtocolError) -> None:
+        log.error("http sent junk (%s): ending it", error)
+        self.process.kill()
+
+    def _ended(self) -> None:
+        """Its last words count: they are all in the socket."""
+        code = self.process.wait()
+        self.loop.remove_reader(self.pidfd)
+        self.hear_all()
+        self.loop.remove_reader(self.channel.fileno())
+        self.loop.remove_writer(self.channel.fileno())
+        self._drop_outbox()
+        self._entries = None
         os.close(self.pidfd)
-        self.pidfd = -1
-        if self.channel:
-            self.channel.close()
-            self.channel = None
+        self.channel.close()
+        self.attached = False
+        self.on_exit(self, code)
+
+    def _drop_outbox(self) -> None:
+        for _, fds in self._outbox:
+            close_all(fds)
+        self._outbox.clear()
+
+    def end(self) -> None:
+        """Kill it, if it is still there."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def _send_buffer(sock: socket.socket, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)  # past net.core.wmem_max
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 class Supervisor:
-    """One running node. ``announce`` gets the URLs once http serves."""
+    """One running node. ``announce`` gets the URLs once http serves.
+
+    ``reload`` reads the configuration again, or raises :class:`ConfigError`.
+    """
 
     def __init__(
         self,
@@ -181,21 +325,30 @@ class Supervisor:
         announce: Callable[[tuple[str, ...]], None],
         directories: dict[str, str],
         environments: tuple[EnvironmentInfo, ...],
+        reload: Callable[[], Config] | None = None,
     ) -> None:
         self.config = config
         self.announce = announce
         self.directories = directories
         self.environments = environments
+        self.reload = reload
         self.loop = asyncio.get_running_loop()
         self.stopped = asyncio.Event()
         self.stopping = False
         self.welcome: Welcome | None = None
+        self.http: HttpProcess | None = None
+        self.next_http: HttpProcess | None = None  # of an upgrade
+        self.next_http_loaded = False
+        self._announced = False
+        self.http_restart = Restart()
+        self.notify = notify.from_environment()
         self.exit_code = 0
 
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 18
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 21
+        self.store = Store(max(64, most - _own_fds(self.config)), self._on_store_state)
         probes = doctor.probe_all(self.config)
         doctor.refuse_or_pass(probes, self.config.pool.waive)
         available = {probe.name: probe.status == "ok" for probe in probes}
@@ -205,13 +358,14 @@ class Supervisor:
         addresses = [self.config.http.listen]
         if self.config.http.admin_listen:
             addresses.append(self.config.http.admin_listen)
-        listeners = [bind(address) for address in addresses]
+        self.listeners = [bind(address) for address in addresses]
         hierarchy.create()
         try:
-            await self._serve(hierarchy, listeners, probes, available)
+            await self._serve(hierarchy, probes, available)
         finally:
-            for sock in listeners:
+            for sock in self.listeners:
                 sock.close()
+            self.store.close()
             if isinstance(path := listen_address(self.config.http.listen, "listen"), str):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
@@ -222,20 +376,19 @@ class Supervisor:
     async def _serve(
         self,
         hierarchy: Hierarchy,
-        listeners: list[socket.socket],
         probes: tuple[doctor.Probe, ...],
         available: dict[str, bool],
     ) -> None:
         libc.prctl(PR.SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGTERM, signal.SIGINT):
             self.loop.add_signal_handler(number, self._on_stop_signal)
+        self.loop.add_signal_handler(signal.SIGHUP, self._on_reload_signal)
+        self.loop.add_signal_handler(signal.SIGUSR2, self.upgrade)
         programs = {
             "default": seccomp.job_program("default"),
             "compute": seccomp.job_program("compute_exec"),  # no warm interpreter under it yet
             "zygote": seccomp.zygote_program(),
         }
-        uid = self.config.pool.uid_base + HTTP_UID_OFFSET
-        self.http = HttpProcess(self.config, uid, listeners)
         self.manager = Manager(
             self.config,
             hierarchy,
@@ -243,17 +396,23 @@ class Supervisor:
             self.directories,
             landlock=available.get("landlock", False),
             noswap=available.get("tmpfs_noswap", False),
-            to_http=self.http.send,
+            to_http=self._to_http,
+            hear_http=self._hear_http,
+            on_gone=self.store.zygote_gone,
         )
         try:
             await self.manager.start()
             self.welcome = self._make_welcome(probes)
+            self._watchdog()
             self._start_http()
             await self.stopped.wait()
         finally:
             self.stopping = True
+            self.notify("STOPPING=1")
             await self.manager.stop()
-            self._end_http()
+            for http in (self.http, self.next_http):
+                if http:
+                    http.end()
 
     def _make_welcome(self, probes: tuple[doctor.Probe, ...]) -> Welcome:
         default = self.manager.spawners["default"]
@@ -270,37 +429,103 @@ class Supervisor:
             privacy=doctor.privacy_facts(probes),
         )
 
-    # ── http ─────────────────────────────────────────────────────────────────
+    def _watchdog(self) -> None:
+        """As long as this loop turns, systemd hears of it."""
+        if self.notify.watchdog_s and not self.stopped.is_set():
+            self.notify("WATCHDOG=1")
+            self.loop.call_later(self.notify.watchdog_s, self._watchdog)
+
+    # ── http: life ───────────────────────────────────────────────────────────
+
+    def _new_http(self) -> HttpProcess:
+        uid = self.config.pool.uid_base + HTTP_UID_OFFSET
+        return HttpProcess(self.config, uid, self.listeners, self._handle, self._on_http_exit)
 
     def _start_http(self) -> None:
-        if self.stopping or self.welcome is None:
+        if self.stopping or self.http is not None:
             return
-        self.http.start()
-        assert self.http.channel is not None  # noqa: S101 - start() made it
-        self.loop.add_reader(self.http.channel.fileno(), self._on_http)
-        self.loop.add_reader(self.http.pidfd, self._on_http_exit)
-        self.http.send(self.welcome, ())
+        self.http_restart.on_start(time.monotonic())
+        self._attach(self._new_http())
 
-    def _on_http(self) -> None:
-        if self.http.channel is None:
+    def _attach(self, http: HttpProcess) -> None:
+        """From now on this is the http. It hears of the pool behind what was kept."""
+        assert self.welcome is not None
+        self.http = http
+
+        def restored() -> None:
+            http.send(Restored(max_jobs=self.store.max_jobs), ())
+            if self.store.full:
+                http.send(StoreState(full=True), ())
+            self.manager.report()
+
+        http.attach(self.welcome, self.store.entries(), restored)
+
+    def upgrade(self) -> None:
+        """Replace http by a new one without losing anything. The new one loads first, so
+        that nobody waits for its imports; if it cannot, the old one stays.
+        """
+        if self.stopping or self.http is None or self.next_http is not None:
+            log.info("no upgrade now: http is being started or ended anyway")
             return
+        self.next_http_loaded = False
         try:
-            message, fds = self.http.channel.receive()
-        except BlockingIOError:
-            return
-        except Closed:
-            self.loop.remove_reader(self.http.channel.fileno())
-            return
-        except ProtocolError as error:
-            log.error("http sent junk (%s): ending it", error)
-            if self.http.process:
-                self.http.process.kill()
-            return
-        close_all(fds)
-        self._handle(message)
+            self.next_http = self._new_http()
+        except OSError as error:  # a certificate that is not there
+            log.error("no upgrade: %s", error)
 
-    def _handle(self, message: ToPool) -> None:
+    def _on_http_exit(self, http: HttpProcess, code: int) -> None:
+        if http is self.next_http:
+            self.next_http = None
+            log.error("the new http ended with status %s; the old one stays", code)
+            return
+        self.http = None
+        crashed = code != 0 or not http.leaving
+        self.manager.revoke_leases(self.store.holds, crashed=crashed)
+        if self.stopping:
+            self.stopped.set()
+            return
+        if self.next_http is not None and self.next_http_loaded:
+            http, self.next_http = self.next_http, None
+            log.info("a new http takes over %d records", len(self.store))
+            self._attach(http)
+            return
+        delay = self.http_restart.on_failure(time.monotonic(), f"exit status {code}")
+        if self.http_restart.fault:
+            log.error("http keeps dying: %s", self.http_restart.fault)
+            self.exit_code = 1
+            self.stopped.set()
+            return
+        log.warning("http ended with status %s; starting it again in %.2f s", code, delay)
+        self.loop.call_later(delay, self._start_http)
+
+    # ── http: messages ───────────────────────────────────────────────────────
+
+    def _to_http(self, message: ToHttp, fds: tuple[int, ...]) -> None:
+        if self.http is not None:
+            self.http.send(message, fds)
+
+    def _hear_http(self) -> None:
+        if self.http is not None:
+            self.http.hear_all()
+
+    def _on_store_state(self, full: bool) -> None:
+        if full:
+            log.warning("the store is full: no new jobs until old ones go")
+        self._to_http(StoreState(full=full), ())
+
+    def _handle(self, http: HttpProcess, message: ToPool, fds: list[int]) -> None:
+        if not isinstance(message, Keep):
+            close_all(fds)
+        if http is not self.http and not isinstance(message, Loaded):
+            close_all(fds if isinstance(message, Keep) else [])
+            raise ProtocolError(f"{type(message).__name__} before Welcome")
         match message:
+            case Keep():
+                self.store.keep(message, fds)
+                if message.zygote is not None:
+                    self.store.bind(message.key, message.zygote, self.manager.bind(message.zygote))
+            case Forget():
+                self.store.forget(message.key)
             case Taken():
                 self.manager.taken(message.zygote)
             case Finished():
@@ -312,43 +537,55 @@ class Supervisor:
             case Resize():
                 self.manager.resize(message.zygote, message.storage_bytes)
             case Ready():
-                self.http.restart.on_success()
-                self.manager.open_leases()
-                self.announce(message.urls)
+                self._on_ready(message)
+            case Loaded():
+                self._on_loaded(http)
+            case _:
+                assert_never(message)
 
-    def _on_http_exit(self) -> None:
-        assert self.http.process is not None  # noqa: S101 - its pidfd fired
-        code = self.http.process.wait()
-        self.loop.remove_reader(self.http.pidfd)
-        if self.http.channel:
-            self.loop.remove_reader(self.http.channel.fileno())
-        self.http.forget()
-        self.manager.revoke_leases()
-        if self.stopping:
-            self.stopped.set()
+    def _on_ready(self, message: Ready) -> None:
+        self.http_restart.on_success()
+        self.manager.open_leases()
+        if not self._announced:
+            self._announced = True
+            self.announce(message.urls)
+            self.notify("READY=1")
+
+    def _on_loaded(self, http: HttpProcess) -> None:
+        if http is not self.next_http:
             return
-        delay = self.http.restart.on_failure(time.monotonic(), f"exit status {code}")
-        if self.http.restart.fault:
-            log.error("http keeps dying: %s", self.http.restart.fault)
-            self.exit_code = 1
-            self.stopped.set()
-            return
-        log.warning("http ended with status %s; starting it again in %.2f s", code, delay)
-        self.loop.call_later(delay, self._start_http)
+        self.next_http_loaded = True
+        if self.http is not None:
+            self.http.leaving = True
+            self.http.send(Leave(grace_s=LEAVE_GRACE_S), ())
 
-    def _end_http(self) -> None:
-        if self.http.process and self.http.process.returncode is None:
-            self.http.process.kill()
-            self.http.process.wait()
+    # ── signals ──────────────────────────────────────────────────────────────
 
-    # ── the end ──────────────────────────────────────────────────────────────
+    def _on_reload_signal(self) -> None:
+        """What http alone reads, certificates first, takes effect; the pool stays as it is."""
+        if self.reload is not None:
+            try:
+                new = self.reload()
+            except ConfigError as error:
+                log.error("not reloaded: %s", error)
+                return
+            http = msgspec.structs.replace(
+                new.http,
+                listen=self.config.http.listen,
+                admin_listen=self.config.http.admin_listen,
+            )
+            self.config = msgspec.structs.replace(
+                self.config, http=http, rate_limit=new.rate_limit, retention=new.retention
+            )
+        self.upgrade()
 
     def _on_stop_signal(self) -> None:
-        if self.stopping or self.http.channel is None:
+        if self.stopping or self.http is None:
             self.stopping = True
             self.stopped.set()
             return
         self.stopping = True
+        self.notify("STOPPING=1")
         grace = self.config.pool.drain_seconds
         log.info("draining: running jobs have %g s; a second signal ends them now", grace)
         self.http.send(Drain(grace_s=grace), ())
@@ -356,11 +593,19 @@ class Supervisor:
         self.loop.call_later(grace + 5.0, self.stopped.set)
 
 
+def _own_fds(config: Config) -> int:
+    """What the supervisor needs for itself: zygotes above all."""
+    kinds = len(config.environments) + len(config.interpreters)
+    zygotes = config.pool.capacity + kinds * max(config.pool.ready, 4)
+    return 256 + ZYGOTE_FDS * zygotes
+
+
 def serve(
     config: Config,
     announce: Callable[[tuple[str, ...]], None],
     directories: dict[str, str] | None = None,
     environments: tuple[EnvironmentInfo, ...] = (),
+    reload: Callable[[], Config] | None = None,
 ) -> int:
     """Run a node in this process. Returns the exit status.
 
@@ -372,7 +617,8 @@ def serve(
         raise HostError("sandrun must be started as root", "use sudo python -m sandrun")
 
     async def main() -> int:
-        return await Supervisor(config, announce, directories or {}, environments).run()
+        node = Supervisor(config, announce, directories or {}, environments, reload)
+        return await node.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main())

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from sandrun.channel import Channel, Closed, pair
+from sandrun import journal
+from sandrun.channel import Channel, Closed, close_all, pair
 from sandrun.job import (
     ExitReason,
     JobSpec,
@@ -49,6 +50,7 @@ from sandrun.messages import (
     Ready,
     Resize,
     Resized,
+    Restored,
     Result,
     Started,
     Taken,
@@ -81,7 +83,7 @@ class FakeZygote:
         self.channel: Channel[FromZygote, ToZygote] = Channel(ours, ToZygote)
         self.theirs = theirs
         self.log_fd = os.memfd_create("log", os.MFD_CLOEXEC)
-        os.ftruncate(self.log_fd, LOG_BYTES)
+        os.ftruncate(self.log_fd, LOG_BYTES + journal.JOURNAL_BYTES)
         self.outputs_fd = os.memfd_create("outputs", os.MFD_CLOEXEC)
         self.log = LogWriter(self.log_fd, LOG_BYTES)
         self.dispatch: Dispatch | None = None
@@ -296,6 +298,7 @@ class FakePool:
                 privacy={"swap": "off"},
             )
         )
+        self.channel.send(Restored(max_jobs=100_000))
         self._state()
         for name in self.environments:
             for _ in range(self.ready):
@@ -322,7 +325,8 @@ class FakePool:
 
     def _on_control(self) -> None:
         try:
-            message, _ = self.channel.receive()
+            message, fds = self.channel.receive()
+            close_all(fds)
         except BlockingIOError:
             return
         except Closed:

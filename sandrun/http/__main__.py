@@ -33,7 +33,7 @@ from sandrun.http.app import App
 from sandrun.http.handlers import Handlers
 from sandrun.http.server import Server
 from sandrun.http.static import Static, find_frontend
-from sandrun.messages import Drain, Ready
+from sandrun.messages import Drain, Loaded, Ready
 
 if TYPE_CHECKING:
     import ssl
@@ -131,7 +131,8 @@ async def serve(
     max_ended = max(1000, (files - config.http.max_connections - SPARE_FDS) // 2)
     app = App(config, control, loop, max_ended=max_ended)
     loop.add_signal_handler(signal.SIGTERM, app.on_drain, Drain(grace_s=0.0))
-    await app.welcomed.wait()
+    app.leases.send(Loaded())
+    await first_of(app.welcomed, app.drained)
     server = Server(Handlers(app, static), config.http)
     urls = (url_of(listener, secure=context is not None),)
     running = [asyncio.create_task(server.serve([listener], context))]
@@ -142,14 +143,24 @@ async def serve(
         servers.append(admin)
     await asyncio.sleep(0)  # the servers have begun to accept
     app.leases.send(Ready(urls=urls))
-    ended = asyncio.create_task(app.drained.wait())
+    ended = asyncio.create_task(first_of(app.drained, app.leaving))
     await asyncio.wait([ended, *running], return_when=asyncio.FIRST_COMPLETED)
     failed = [task for task in running if task.done()]
     await asyncio.gather(*(one.drain(CLOSE_GRACE_S) for one in servers))
+    if not app.drained.is_set():
+        await app.leases.recorded()  # whoever takes over is told everything
     app.close()
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.gather(*running)
     return 1 if failed else 0
+
+
+async def first_of(*events: asyncio.Event) -> None:
+    """Until one of them is set."""
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
 
 
 def url_of(listener: socket.socket, *, secure: bool) -> str:

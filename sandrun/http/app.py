@@ -2,7 +2,8 @@
 
 Runs as nobody. No I/O of its own but timers: what happens arrives as calls (from
 handlers and from :class:`sandrun.http.leases.Leases`), what follows is done at
-once. Every accepted job ends in exactly one verdict, and whatever was reserved for
+once. What must outlive this process goes into the supervisor's store (ledger.py),
+and comes back from there (restore.py). Every accepted job ends in exactly one verdict, and whatever was reserved for
 it (place, hour, bytes of upload) is given back there: see :meth:`App._end`.
 """
 
@@ -17,9 +18,12 @@ from sandrun.errors import ProtocolError, RequestError
 from sandrun.http.archive import read_index
 from sandrun.http.jobs import Job, Phase, Registry
 from sandrun.http.leases import ANY, Leases
+from sandrun.http.ledger import Ledger
 from sandrun.http.metrics import Metrics
 from sandrun.http.queue import FairQueue
 from sandrun.http.quota import Client, Quota
+from sandrun.http.records import EndRecord
+from sandrun.http.restore import Restorer
 from sandrun.http.spool import Budget
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
 from sandrun.manifest import Rules
@@ -30,9 +34,20 @@ if TYPE_CHECKING:
 
     from sandrun.config import Config
     from sandrun.http.spool import Spooled
-    from sandrun.messages import Drain, PoolState, Result, Started, Welcome
+    from sandrun.messages import (
+        Drain,
+        Leave,
+        PoolState,
+        Restored,
+        Result,
+        Started,
+        StoreEntry,
+        StoreState,
+        Welcome,
+    )
 
 OURS: Final = (ExitReason.SERVER_FAULT, ExitReason.HOST_PRESSURE)  # the quota is given back
+ACCOUNTS_EVERY_S: Final = 0.25  # how long a changed account waits to be written
 LOST: Final = "the sandbox ended without a result"
 
 
@@ -63,8 +78,14 @@ class App:
         self.defaults: Limits = config.limits.defaults
         self.maxima: Limits = config.limits.maxima
         self.leases = Leases(control, self, loop, self.defaults.storage_bytes)
+        self.ledger = Ledger(self.leases.send, self.quota, self.queue, self._write_accounts_later)
+        self.registry.on_removed = self.ledger.on_removed
+        self.quota.on_new_key = lambda: self.ledger.write_node(self.worker_id)
+        self.restorer: Restorer | None = Restorer(self)
         self.welcome: Welcome | None = None
-        self.welcomed = asyncio.Event()
+        self.welcomed = asyncio.Event()  # and everything is restored
+        self.store_full = False
+        self.leaving = asyncio.Event()  # another http takes over
         self.pool: PoolState | None = None
         self.draining = False
         self.drained = asyncio.Event()  # nothing runs any more, or the supervisor is gone
@@ -82,8 +103,14 @@ class App:
         """Whether jobs are accepted at all. Raises :class:`RequestError` 503."""
         if self.draining:
             raise RequestError(503, "draining", "the server is stopping", retry_after_s=10)
-        if self.welcome is None:
+        if self.welcome is None or self.leaving.is_set():
             raise RequestError(503, "starting", "the server is starting", retry_after_s=1)
+        if self.store_full:
+            raise RequestError(
+                503, "store_full", "the server keeps as much as it can", retry_after_s=5
+            )
+        if self.leases.is_clogged:
+            raise RequestError(503, "busy", "the server cannot record jobs now", retry_after_s=1)
         if len(self.queue) >= self.config.rate_limit.queue_length:
             retry = max(1.0, round(self._service_s))
             raise RequestError(
@@ -123,11 +150,22 @@ class App:
         )
         self.metrics.upload_bytes += spooled.charge
         self.registry.add(job, idempotency_key)
-        self.queue.push(client.key, job)
+        client.pending.discard(admitted)
+        self.ledger.on_accepted(job)
+        self.queue.push(client, job)
         self._wait(job, 1)
         self._pump()
+        if job.phase is Phase.QUEUED:
+            self.ledger.on_queued(job)
         self._arm()
         return job
+
+    def on_dispatch(self, job: Job, zygote: int) -> None:
+        """The last moment before it may run: record where."""
+        self.ledger.on_dispatch(job, zygote, self.clock())
+
+    def _write_accounts_later(self) -> None:
+        self.loop.call_later(ACCOUNTS_EVERY_S, self.ledger.flush)
 
     def kind(self, spec: JobSpec) -> tuple[str, str]:
         """(environment, warm interpreter) that suits ``spec`` best, as far as one can tell."""
@@ -146,7 +184,7 @@ class App:
         """Place in the queue, 1 is next; 0 when it does not wait."""
         if job.phase is not Phase.QUEUED:
             return 0
-        return self.queue.position(job.client.key, job)
+        return self.queue.position(job.client, job)
 
     def eta_s(self, position: int) -> float:
         """Seconds until a job at ``position`` starts, about."""
@@ -159,6 +197,8 @@ class App:
 
     def _pump(self) -> None:
         """Start what can start."""
+        if self.restorer is not None or self.leaving.is_set():
+            return
         while not self.draining and self.queue and self.leases.ready_count:
             job = self.queue.pop(self._startable)
             if job is None:
@@ -166,8 +206,10 @@ class App:
             self._wait(job, -1)
             kept = self.leases.dispatch(job, self.kind(job.spec)[1])
             if kept is None:
-                self.queue.push(job.client.key, job, first=True)
+                self.queue.push(job.client, job, first=True)
                 self._wait(job, 1)
+                if self.leases.is_clogged:
+                    break  # on_ready comes when there is room again
                 continue
             self.active.add(job)
             job.on_dispatched(kept, self.clock())
@@ -219,7 +261,43 @@ class App:
             interpreters={known.name: known.extensions for known in welcome.interpreters},
             environments=tuple(known.name for known in welcome.environments),
         )
+
+    def on_entry(self, entry: StoreEntry, fds: list[int]) -> None:
+        """An earlier http has left this."""
+        if self.restorer is None:
+            raise ProtocolError("StoreEntry after Restored")
+        self.restorer.add(entry, fds)
+
+    def on_restored(self, restored: Restored) -> None:
+        """We are what the earlier one was."""
+        restorer = self.restorer
+        if restorer is None:
+            raise ProtocolError("Restored twice")
+        restorer.finish()
+        self.restorer = None
+        self.registry.limit(restored.max_jobs)
+        self.ledger.write_node(self.worker_id)
         self.welcomed.set()
+        self._arm()
+        self._pump()
+
+    def on_store_state(self, state: StoreState) -> None:
+        """Full: the oldest results make room."""
+        self.store_full = state.full
+        if state.full:
+            for job in self.registry.oldest_ended:
+                self.registry.remove(job)
+
+    def on_leave(self, leave: Leave) -> None:
+        """Another http takes over: nothing begins here any more, running jobs go on."""
+        del leave  # the grace is for open requests: ``__main__`` gives it
+        self.ledger.flush()
+        self.leaving.set()
+
+    def requeue_restored(self, job: Job) -> None:
+        """A job that waited when the earlier http died."""
+        self.queue.push(job.client, job)
+        self._wait(job, 1)
 
     def on_pool_state(self, state: PoolState) -> None:
         """The pool has changed."""
@@ -232,6 +310,7 @@ class App:
 
     def on_started(self, job: Job, started: Started) -> None:
         """Its files are unpacked: the upload is no longer needed."""
+        self.ledger.on_started(job)
         job.on_started(started.spec, self.clock())
         self._release_upload(job)
 
@@ -271,15 +350,21 @@ class App:
 
     def _requeue(self, job: Job, spec: JobSpec | None) -> None:
         job.on_returned(self.clock(), spec)
-        self.queue.push(job.client.key, job, first=True)
+        self.ledger.on_returned(job)
+        self.queue.push(job.client, job, first=True)
         self._wait(job, 1)
         self.registry.watch(job)
         self._arm()
         self._pump()
 
     def on_result(self, job: Job, result: Result) -> None:
-        """The end, with outputs."""
+        """The end, with outputs. PID 1's journal has it, so it need not be recorded."""
         self.active.discard(job)
+        verdict = self.take_result(job, result)
+        self._end(job, verdict, result.usage, in_journal=True)
+
+    def take_result(self, job: Job, result: Result) -> Verdict:
+        """What a Result says of a job, as far as it can be believed."""
         job.spec = result.spec
         job.log_end = min(result.log_end, self.maxima.log_bytes)
         verdict = result.verdict
@@ -301,7 +386,7 @@ class App:
             else:
                 job.outputs = {file.path: file for file in index.files}
                 job.skipped = {skipped.path: skipped.reason for skipped in index.skipped}
-        self._end(job, verdict, result.usage)
+        return verdict
 
     def on_supervisor_gone(self) -> None:
         """Nothing can go on without it; it restarts us if it is still there."""
@@ -334,6 +419,8 @@ class App:
         if job.has_ended:
             return
         job.cancelled = True
+        if job.phase is not Phase.QUEUED:
+            self.ledger.on_cancel(job)
         if job.phase is Phase.QUEUED:
             evidence = ("cancelled while it waited",)
             self._drop_queued(job, Verdict(exit_reason=ExitReason.CANCELLED, evidence=evidence))
@@ -351,7 +438,7 @@ class App:
                 self.leases.kill(job)
 
     def _drop_queued(self, job: Job, verdict: Verdict) -> None:
-        self.queue.remove(job.client.key, job)
+        self.queue.remove(job.client, job)
         self._wait(job, -1)
         self._end(job, verdict, Usage())
 
@@ -362,10 +449,22 @@ class App:
         self.budget.give(job.charge)
         job.charge = 0
 
-    def _end(self, job: Job, verdict: Verdict, usage: Usage) -> None:
+    def _end(
+        self, job: Job, verdict: Verdict, usage: Usage, *, in_journal: bool = False
+    ) -> None:
         """The only way out. Gives back everything that was reserved for the job."""
         now = self.clock()
         self._release_upload(job)
+        self.settle(job, verdict, usage, now)
+        self.ledger.on_ended(job, None if in_journal else EndRecord(verdict, usage, now))
+        self._measure(job, verdict, now)
+        self.close_job(job, verdict, usage, now)
+        self._arm()
+        self._pump()  # less memory is taken, if that was what the next one waits for
+        self._check_drained()
+
+    def settle(self, job: Job, verdict: Verdict, usage: Usage, now: float) -> None:
+        """Charge the client, or give back what a fault of ours has cost."""
         never_ran_by_us = verdict.exit_reason in OURS or (
             verdict.exit_reason is ExitReason.EXPIRED and job.phase is Phase.QUEUED
         )
@@ -373,18 +472,17 @@ class App:
             self.quota.refund(job.client, job.admitted, now)
         else:
             self.quota.settle(job.client, usage.cpu_seconds, now)
-        self.queue.settle(job.client.key, usage.cpu_seconds)
-        self._measure(job, verdict, now)
-        job.on_ended(verdict, usage, now)
+        self.queue.settle(job.client, usage.cpu_seconds)
+
+    def close_job(self, job: Job, verdict: Verdict, usage: Usage, ended: float) -> None:
+        """It has ended: from now on it only waits to be read."""
+        job.on_ended(verdict, usage, ended)
         if self.registry.holds(job):
-            for old in self.registry.ended(job, now):
+            for old in self.registry.ended(job, ended):
                 self.registry.remove(old)
         elif job.kept is not None:
             job.kept.release()
             job.kept = None
-        self._arm()
-        self._pump()  # less memory is taken, if that was what the next one waits for
-        self._check_drained()
 
     def _measure(self, job: Job, verdict: Verdict, now: float) -> None:
         metrics = self.metrics

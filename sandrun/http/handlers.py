@@ -264,7 +264,7 @@ class Handlers:
             app.quota.refund(client, admitted, app.clock())
             spool.close()
             raise
-        return app.submit(
+        job = app.submit(
             client,
             submission.spooled,
             submission.spec,
@@ -273,6 +273,8 @@ class Handlers:
             admitted,
             key,
         )
+        await app.leases.recorded()  # before its id is told: it shall be there after a crash
+        return job
 
     async def validate(self, exchange: Exchange, _: Match) -> None:
         """Say what would happen."""

@@ -21,6 +21,7 @@ import hashlib
 import heapq
 from base64 import urlsafe_b64encode
 from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from sandrun.job import MIB, ExitReason, JobSpec, OutputFile, Usage, Verdict
@@ -129,9 +130,11 @@ class Job:
         "idempotency_key",
         "job_hash",
         "kept",
+        "key",
         "log_end",
         "outputs",
         "phase",
+        "recorded",
         "returned",
         "skipped",
         "spec",
@@ -173,6 +176,8 @@ class Job:
         self.job_hash = job_hash
         self.admitted = admitted  # when the quota let it in
         self.idempotency_key: str | None = None
+        self.key = 0  # of its record in the supervisor's store
+        self.recorded = False  # the store has it
         self.phase = Phase.QUEUED
         self.submitted = now
         self.wall_offset = wall - now
@@ -296,6 +301,7 @@ class Registry:
         self._deadlines: list[tuple[float, int, Job]] = []
         self._count = 0
         self.retained_bytes = 0
+        self.on_removed: Callable[[Job], None] = lambda _: None
 
     def __len__(self) -> int:
         return len(self._by_secret) // 2
@@ -396,10 +402,20 @@ class Registry:
             grace = min(READ_GRACE_S, self._retention.failed_seconds)
             job.deadline = max(job.deadline, now + grace)
 
+    @property
+    def oldest_ended(self) -> list[Job]:
+        """A tenth of those that have ended, oldest first: they go when room is needed."""
+        return list(islice(self._ended, 1 + len(self._ended) // 10))
+
+    def limit(self, max_ended: int) -> None:
+        """Keep no more than so many ended jobs."""
+        self._max_ended = min(self._max_ended, max_ended)
+
     def remove(self, job: Job) -> None:
         """Forget a job: from now on its ids are unknown. Lets its descriptors go."""
         if self._by_secret.pop(self._hash(job.id), None) is None:
             return
+        self.on_removed(job)
         del self._by_secret[self._hash(job.view_id)]
         job.watched = None
         if job.idempotency_key is not None:

@@ -16,6 +16,9 @@ from collections import deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol, assert_never
 
+import msgspec
+
+from sandrun import journal
 from sandrun.channel import Channel, Closed, close_all
 from sandrun.errors import ProtocolError
 from sandrun.http.jobs import Kept
@@ -30,12 +33,16 @@ from sandrun.messages import (
     FromZygote,
     Kill,
     Lease,
+    Leave,
     LogGrew,
     PoolState,
     Resize,
     Resized,
+    Restored,
     Result,
     Started,
+    StoreEntry,
+    StoreState,
     Taken,
     ToHttp,
     ToPool,
@@ -77,11 +84,15 @@ class Zygote:
         "job",
         "kept",
         "pending",
+        "restored",
         "stage",
         "warm",
     )
 
-    def __init__(self, lease: Lease, channel: Channel[ToZygote, FromZygote], kept: Kept) -> None:
+    def __init__(
+        self, lease: Lease | StoreEntry, channel: Channel[ToZygote, FromZygote], kept: Kept
+    ) -> None:
+        assert lease.zygote is not None
         self.id = lease.zygote
         self.environment = lease.environment
         self.warm = lease.warm
@@ -91,6 +102,7 @@ class Zygote:
         self.job: Job | None = None
         self.pending: Dispatch | None = None  # while it is being resized
         self.cancelling = False
+        self.restored = False  # an earlier http gave it its job
 
 
 class Listener(Protocol):
@@ -101,6 +113,21 @@ class Listener(Protocol):
 
     def on_pool_state(self, state: PoolState) -> None:
         """The pool has changed."""
+
+    def on_entry(self, entry: StoreEntry, fds: list[int]) -> None:
+        """An earlier http has left this; the descriptors are the listener's."""
+
+    def on_restored(self, restored: Restored) -> None:
+        """That was all."""
+
+    def on_store_state(self, state: StoreState) -> None:
+        """The store is full, or has room again."""
+
+    def on_dispatch(self, job: Job, zygote: int) -> None:
+        """The job is about to be sent to this zygote: the last moment to record it."""
+
+    def on_leave(self, leave: Leave) -> None:
+        """Another http takes over."""
 
     def on_drain(self, drain: Drain) -> None:
         """No more jobs."""
@@ -142,7 +169,8 @@ class Leases:
         self._listener = listener
         self._loop = loop
         self._default_storage_bytes = default_storage_bytes
-        self._outbox: deque[ToPool] = deque()
+        self._outbox: deque[tuple[ToPool, tuple[int, ...]]] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
         self._zygotes: dict[int, Zygote] = {}
         self._ready: dict[str, dict[str, dict[int, Zygote]]] = {}
         self._of_job: dict[Job, Zygote] = {}
@@ -152,29 +180,50 @@ class Leases:
 
     # ── the supervisor ───────────────────────────────────────────────────────
 
-    def send(self, message: ToPool) -> None:
-        """To the supervisor, now or as soon as there is room."""
+    def send(self, message: ToPool, fds: tuple[int, ...] = ()) -> None:
+        """To the supervisor, now or as soon as there is room. ``fds`` stay the caller's."""
         if not self._outbox:
             try:
-                self._control.send(message)
+                self._control.send(message, fds)
             except BlockingIOError:
                 self._loop.add_writer(self._control.fileno(), self._flush)
             except Closed:
                 return  # the read side says so too, once
             else:
                 return
-        self._outbox.append(message)
+        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+
+    @property
+    def is_clogged(self) -> bool:
+        """Whether the supervisor is behind: what is recorded now is not safe yet."""
+        return bool(self._outbox)
+
+    async def recorded(self) -> None:
+        """Wait until the supervisor has everything that was said."""
+        if self._outbox:
+            waiter = self._loop.create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def _flush(self) -> None:
         try:
             while self._outbox:
-                self._control.send(self._outbox[0])
+                message, fds = self._outbox[0]
+                self._control.send(message, fds)
+                close_all(fds)
                 self._outbox.popleft()
         except BlockingIOError:
             return
         except Closed:
+            for _, fds in self._outbox:
+                close_all(fds)
             self._outbox.clear()
         self._loop.remove_writer(self._control.fileno())
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+        self._listener.on_ready()
 
     def _on_control(self) -> None:
         try:
@@ -188,7 +237,7 @@ class Leases:
             self._listener.on_supervisor_gone()
 
     def _on_message(self, message: ToHttp, fds: list[int]) -> None:
-        if not isinstance(message, Lease):
+        if not isinstance(message, Lease | StoreEntry):
             close_all(fds)
         match message:
             case Lease():
@@ -199,6 +248,14 @@ class Leases:
                 self._on_resized(message)
             case Welcome():
                 self._listener.on_welcome(message)
+            case StoreEntry():
+                self._listener.on_entry(message, fds)
+            case Restored():
+                self._listener.on_restored(message)
+            case StoreState():
+                self._listener.on_store_state(message)
+            case Leave():
+                self._listener.on_leave(message)
             case PoolState():
                 self._listener.on_pool_state(message)
             case Drain():
@@ -212,8 +269,7 @@ class Leases:
             raise ProtocolError(f"Lease({lease.zygote}) with {len(fds)} descriptors")
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(False)
-        log = LogReader(fds[1], os.fstat(fds[1]).st_size)
-        zygote = Zygote(lease, Channel(sock, FromZygote), Kept(log, fds[1], fds[2], os.close))
+        zygote = Zygote(lease, Channel(sock, FromZygote), kept_of(fds[1], fds[2]))
         self._zygotes[zygote.id] = zygote
         kinds = self._ready.setdefault(zygote.environment, {})
         kinds.setdefault(zygote.warm, {})[zygote.id] = zygote
@@ -264,37 +320,83 @@ class Leases:
         return zygote
 
     def dispatch(self, job: Job, warm: str) -> Kept | None:
-        """Give ``job`` to a ready zygote. None if there is none.
+        """Give ``job`` to a ready zygote. None if there is none now.
 
         The descriptors are then the job's.
         """
-        spec = job.spec
-        upload = job.upload
-        message = Dispatch(
-            spec=spec,
-            files=job.files,
-            index_offset=upload.index_offset if upload else 0,
-            index_size=upload.index_size if upload else 0,
-            manifest_given=job.given,
-        )
-        while True:
-            zygote = self._pick(spec.environment, warm)
-            if zygote is None:
-                return None
-            zygote.job = job
-            if spec.limits.storage_bytes != self._default_storage_bytes:
-                zygote.stage = Stage.RESIZING
-                zygote.pending = message
-                self.send(Resize(zygote=zygote.id, storage_bytes=spec.limits.storage_bytes))
-                break
-            if self._send_dispatch(zygote, message):
-                break
-            zygote.job = None
-            self._lose(zygote, tell=True)
+        zygote = self._give(job, warm)
+        if zygote is None:
+            return None
         self._of_job[job] = zygote
         # Only now: a refill that starts earlier would compete for the processor.
         self.send(Taken(zygote=zygote.id))
         return zygote.kept
+
+    def _give(self, job: Job, warm: str) -> Zygote | None:
+        """Record and send, until a zygote that is alive has it."""
+        spec, message = job.spec, dispatch_of(job)
+        while not self._outbox:  # a record that waits must not be overtaken by its Dispatch
+            zygote = self._pick(spec.environment, warm)
+            if zygote is None:
+                return None
+            zygote.job = job
+            self._listener.on_dispatch(job, zygote.id)
+            if self._outbox:
+                # The record waits. The supervisor will believe that this one has the job.
+                zygote.job = None
+                self._lose(zygote, tell=True)
+                return None
+            if spec.limits.storage_bytes != self._default_storage_bytes:
+                zygote.stage = Stage.RESIZING
+                zygote.pending = message
+                self.send(Resize(zygote=zygote.id, storage_bytes=spec.limits.storage_bytes))
+                return zygote
+            if self._send_dispatch(zygote, message):
+                return zygote
+            zygote.job = None
+            self._lose(zygote, tell=True)
+        return None
+
+    # ── what an earlier http had dispatched ──────────────────────────────────
+
+    def adopt(self, entry: StoreEntry, sock_fd: int, job: Job, kept: Kept, *, started: bool) -> None:
+        """Go on with the zygote that has ``job``.
+
+        Whether the Dispatch was sent is not known, and need not be: it is said again,
+        and a zygote that has one already ignores it.
+        """
+        sock = socket.socket(fileno=sock_fd)
+        sock.setblocking(False)
+        zygote = Zygote(entry, Channel(sock, FromZygote), kept)
+        zygote.job = job
+        zygote.restored = True
+        zygote.stage = Stage.STARTED if started else Stage.DISPATCHED
+        self._zygotes[zygote.id] = zygote
+        self._of_job[job] = zygote
+        self._loop.add_reader(sock.fileno(), self._on_zygote, zygote)
+        if started:
+            return
+        message = dispatch_of(job)
+        if job.spec.limits.storage_bytes != self._default_storage_bytes:
+            zygote.stage = Stage.RESIZING
+            zygote.pending = message
+            self.send(Resize(zygote=zygote.id, storage_bytes=job.spec.limits.storage_bytes))
+        elif not self._send_dispatch(zygote, message):
+            # Dead; what it had said before comes first, and then its end.
+            zygote.stage = Stage.DISPATCHED
+
+    def dismiss(self, entry: StoreEntry, sock_fd: int) -> None:
+        """Its result is known: it may go."""
+        assert entry.zygote is not None
+        sock = socket.socket(fileno=sock_fd)
+        sock.setblocking(False)
+        channel: Channel[ToZygote, FromZygote] = Channel(sock, FromZygote)
+        try:
+            channel.send(Acknowledge())
+        except (Closed, BlockingIOError):
+            pass
+        channel.close()
+        self.send(Finished(zygote=entry.zygote))
 
     def _send_dispatch(self, zygote: Zygote, message: Dispatch) -> bool:
         job = zygote.job
@@ -361,6 +463,8 @@ class Leases:
 
     def _on_letter(self, zygote: Zygote, message: FromZygote) -> None:
         job = zygote.job
+        if zygote.restored and zygote.stage is Stage.RESIZING:
+            zygote.stage, zygote.pending = Stage.DISPATCHED, None  # it had its Dispatch
         if job is None or zygote.stage not in {Stage.DISPATCHED, Stage.STARTED}:
             raise ProtocolError(f"{type(message).__name__} from a zygote without a job")
         match message:
@@ -399,6 +503,8 @@ class Leases:
         if zygote.stage is Stage.GONE:
             return
         job, started = zygote.job, zygote.stage is Stage.STARTED
+        if zygote.restored and not started:
+            started = last_word(zygote.kept, journal.STARTED) is not None
         unused = zygote.stage is Stage.READY and job is None
         self._retire(zygote)
         if tell:
@@ -428,3 +534,38 @@ class Leases:
             self._retire(zygote)
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
+
+
+def dispatch_of(job: Job) -> Dispatch:
+    """What its zygote is told."""
+    upload = job.upload
+    return Dispatch(
+        spec=job.spec,
+        files=job.files,
+        index_offset=upload.index_offset if upload else 0,
+        index_size=upload.index_size if upload else 0,
+        manifest_given=job.given,
+    )
+
+
+def kept_of(log_fd: int, outputs_fd: int) -> Kept:
+    """A log (with the journal behind it) and outputs, as they came from the supervisor."""
+    capacity = os.fstat(log_fd).st_size - journal.JOURNAL_BYTES
+    return Kept(LogReader(log_fd, capacity), log_fd, outputs_fd, os.close)
+
+
+_decode_word: Final = msgspec.msgpack.Decoder(FromZygote).decode
+
+
+def last_word(kept: Kept, slot: int) -> tuple[FromZygote, float] | None:
+    """What PID 1 wrote into this slot of its journal, and when. Junk counts as nothing."""
+    capacity = os.fstat(kept.log_fd).st_size - journal.JOURNAL_BYTES
+    word = journal.read(kept.log_fd, capacity, slot)
+    if word is None:
+        return None
+    try:
+        message: FromZygote = _decode_word(word.data)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    allowed = (Started,) if slot == journal.STARTED else (Result, Elsewhere)
+    return (message, word.t) if isinstance(message, allowed) else None

@@ -136,6 +136,21 @@ class FairQueue(Generic[Item]):
             flow.balance_s = min(0.0, flow.balance_s)
         flow.expected_s += 0.3 * (cpu_seconds - flow.expected_s)
 
+    def standing(self, client: Hashable) -> tuple[float, float]:
+        """(balance, expected cost) of a client, to be given to :meth:`restore`."""
+        flow = self._flows.get(client)
+        if flow is not None:
+            return flow.balance_s, flow.expected_s
+        flow = self._idle.get(client)
+        if flow is None:
+            return 0.0, EXPECTED_S
+        forgiven = (self._round - flow.round) * self._quantum_s
+        return min(0.0, flow.balance_s + forgiven), flow.expected_s
+
+    def restore(self, client: Hashable, balance_s: float, expected_s: float) -> None:
+        """A client of an earlier process, before any of its items is pushed."""
+        self._rest(client, _Flow(balance_s, expected_s))
+
     def remove(self, client: Hashable, item: Item) -> bool:
         """Take an item out (cancelled, expired). Whether it was there."""
         flow = self._flows.get(client)

@@ -36,7 +36,16 @@ MAX_CLIENTS: Final = 65_536  # records of about 0.5 KiB: a flood of addresses co
 class Client:
     """One client's account. Only :class:`Quota` changes it."""
 
-    __slots__ = ("active", "balance_s", "key", "seen", "starts", "updated")
+    __slots__ = (
+        "active",
+        "balance_s",
+        "key",
+        "key_in_store",
+        "pending",
+        "seen",
+        "starts",
+        "updated",
+    )
 
     def __init__(self, key: bytes, balance_s: float, now: float) -> None:
         self.key = key
@@ -45,6 +54,8 @@ class Client:
         self.seen = now
         self.active = 0
         self.starts: deque[float] = deque()
+        self.pending: set[float] = set()  # starts whose upload is not complete
+        self.key_in_store = 0  # of its record in the supervisor's store, if it has one
 
 
 class Standing(NamedTuple):
@@ -71,6 +82,21 @@ class Quota:
         self._old_key: bytes | None = None
         self._key_since = now
         self._clients: OrderedDict[bytes, Client] = OrderedDict()
+        self.on_forget: Callable[[Client], None] = lambda _: None
+        self.on_new_key: Callable[[], None] = lambda: None
+
+    @property
+    def keys(self) -> tuple[bytes, bytes | None, float]:
+        """The secrets that turn addresses into clients: today's, yesterday's, since when."""
+        return self._key, self._old_key, self._key_since
+
+    def restore(self, key: bytes, old_key: bytes | None, since: float) -> None:
+        """Go on with the secrets of an earlier process, so that its clients stay who they are."""
+        self._key, self._old_key, self._key_since = key, old_key, since
+
+    def add(self, client: Client) -> None:
+        """A client of an earlier process. Oldest first."""
+        self._clients[client.key] = client
 
     @property
     def rate(self) -> float:
@@ -91,6 +117,7 @@ class Quota:
                 self._clients[key] = found
         if found is not None and not found.active and now - found.seen > HOUR_S:
             del self._clients[key]
+            self.on_forget(found)
             found = None
         if found is None:
             found = Client(key, self._config.cpu_seconds_per_minute, now)
@@ -107,6 +134,7 @@ class Quota:
         if age > DAY_S:
             self._old_key, self._key = self._key, self._random(32)
             self._key_since = now
+            self.on_new_key()
 
     def _forget(self, now: float) -> None:
         """Drop idle accounts, and the oldest when there are too many."""
@@ -115,6 +143,7 @@ class Quota:
             idle = now - record.seen > HOUR_S
             if not record.active and (idle or len(self._clients) > MAX_CLIENTS):
                 del self._clients[key]
+                self.on_forget(record)
 
     def _oldest(self, count: int) -> list[bytes]:
         found = []
@@ -177,6 +206,7 @@ class Quota:
                 raise self._refused(client, reason, wait, now)
         client.active += 1
         client.starts.append(now)
+        client.pending.add(now)
         while len(client.starts) > self._config.jobs_per_hour:
             client.starts.popleft()  # only when switched off: stay bounded
 
@@ -217,6 +247,7 @@ class Quota:
         ``admitted`` is the ``now`` of :meth:`admit`.
         """
         self.settle(client, 0.0, now)
+        client.pending.discard(admitted)
         if admitted in client.starts:
             client.starts.remove(admitted)
 

@@ -30,6 +30,7 @@ from typing import Final
 from sandrun.channel import MAX_MESSAGE, Channel, Closed, close_all, pair
 from sandrun.config import Config, Environment
 from sandrun.errors import ProtocolError, SetupError
+from sandrun.journal import JOURNAL_BYTES
 from sandrun.messages import (
     Booted,
     BootFailed,
@@ -55,6 +56,7 @@ from sandrun.pool.mounts import GID, JOB_UID
 from sandrun.pool.spawner import OUTER_IDS
 from sandrun.pool.zygote.serve import INDEX_ROOM
 from sandrun.restart import Restart
+from sandrun.store import Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,9 @@ INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
 BOOT_TIMEOUT_S: Final = 120.0  # a cold disk, a loaded machine, an emulated one
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
+UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
+WATCHDOG_MARGIN_S: Final = 90.0  # http's own watchdog comes first, at 60
+WATCHDOG_PERIOD_S: Final = 10.0
 
 
 @dataclass(eq=False)
@@ -78,6 +83,8 @@ class Zygote:
     pid: int = 0
     pidfd: int = -1
     deadline: asyncio.TimerHandle | None = None
+    leased: bool = False  # this http has it
+    busy_since: float = 0.0
 
 
 @dataclass(eq=False)
@@ -113,6 +120,7 @@ class Manager:
     """Owns spawners, zygotes, slots and job groups.
 
     ``to_http``: sends to http, dropping the message if there is no http now.
+    ``hear_http``: handles what http has already sent. ``on_gone``: a zygote is reaped.
     ``directories``: host directory of each environment's packages, or "".
     """
 
@@ -126,6 +134,8 @@ class Manager:
         landlock: bool,
         noswap: bool,
         to_http: Callable[[ToHttp, tuple[int, ...]], None],
+        hear_http: Callable[[], None] = lambda: None,
+        on_gone: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.hierarchy = hierarchy
@@ -134,6 +144,8 @@ class Manager:
         self.landlock = landlock
         self.noswap = noswap
         self.to_http = to_http
+        self.hear_http = hear_http
+        self.on_gone = on_gone
         self.loop = asyncio.get_running_loop()
         self.spawners = {
             name: Spawner(name, environment, index)
@@ -142,6 +154,9 @@ class Manager:
         self.kinds: list[Kind] = []
         self.zygotes: dict[int, Zygote] = {}
         self.leasing = False  # http is there to take leases
+        maxima = config.limits.maxima
+        # Build and entrypoint each have the time-out.
+        self.watchdog_s = 2 * maxima.timeout_s + UNPACK_S + WATCHDOG_MARGIN_S
         self.stopping = False
         self._next_id = 1
         self._next_slot = 0
@@ -168,6 +183,7 @@ class Manager:
             raise SetupError("spawner", 0, default.restart.cause)
         for spawner in self.spawners.values():
             self.kinds += self._kinds_of(spawner)
+        self.loop.call_later(WATCHDOG_PERIOD_S, self._watch)
 
     def _kinds_of(self, spawner: Spawner) -> list[Kind]:
         env = spawner.environment
@@ -251,7 +267,7 @@ class Manager:
         return True
 
     def _on_spawner_exit(self, spawner: Spawner) -> None:
-        assert spawner.process is not None  # noqa: S101 - its pidfd fired
+        assert spawner.process is not None
         code = spawner.process.wait()
         self._forget_spawner(spawner)
         if self.stopping:
@@ -260,7 +276,7 @@ class Manager:
         cause = spawner.restart.cause or f"exit status {code}"
         delay = spawner.restart.on_failure(time.monotonic(), cause)
         log.warning("spawner %s ended (%s); next try in %.2f s", spawner.name, cause, delay)
-        if not spawner.ready.is_set() and spawner.restart.failures >= 3:  # noqa: PLR2004
+        if not spawner.ready.is_set() and spawner.restart.failures >= 3:
             spawner.ready.set()
         for zygote in list(self.zygotes.values()):
             if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
@@ -348,7 +364,7 @@ class Manager:
                 self._next_group += 1
             tmpfs = self._tmpfs(self.spawners[kind.environment], slot)
             fds.append(tmpfs)
-            log_w, log_r = _memory_file("sandrun-log", limits.maxima.log_bytes)
+            log_w, log_r = _memory_file("sandrun-log", limits.maxima.log_bytes + JOURNAL_BYTES)
             fds += (log_w, log_r)
             size = limits.maxima.output_bytes + INDEX_ROOM
             outputs_w, outputs_r = _memory_file("sandrun-outputs", size)
@@ -399,18 +415,19 @@ class Manager:
             zygote.deadline.cancel()
             zygote.deadline = None
         zygote.kind.restart.on_success()
-        if zygote.state is not State.LEASED:
-            return
-        if not self.leasing:
-            self.kill(zygote.id)
-            return
+        if zygote.state is not State.LEASED or not self.leasing:
+            return  # the next http gets it
+        self._lease(zygote)
+        self.report()
+
+    def _lease(self, zygote: Zygote) -> None:
+        """http gets duplicates; ours stay for the store, if the zygote gets a job."""
         kind = zygote.kind
-        zygote.kind.wanted = max(0, kind.wanted - 1)
+        kind.wanted = max(0, kind.wanted - 1)
+        zygote.leased = True
         self.to_http(
             Lease(zygote=zygote.id, environment=kind.environment, warm=kind.warm), zygote.lease_fds
         )
-        self._close_lease_fds(zygote)
-        self.report()
 
     def _on_boot_failed(self, spawner: Spawner, message: BootFailed) -> None:
         cause = message.detail or f"{message.step}: {os.strerror(message.errno)}"
@@ -452,13 +469,45 @@ class Manager:
 
     # ── zygotes: life and death ──────────────────────────────────────────────
 
-    def taken(self, zygote_id: int) -> None:
-        """http dispatched a job to it."""
+    def bind(self, zygote_id: int) -> Sandbox | None:
+        """http is about to dispatch a job to it: its descriptors go into the store.
+
+        None if it is not there to be taken.
+        """
         zygote = self.zygotes.get(zygote_id)
-        if zygote:
-            self._advance(zygote, Event.TAKEN)
+        if zygote is None or zygote.state is not State.LEASED or not zygote.leased:
+            return None
+        self._advance(zygote, Event.TAKEN)
+        zygote.busy_since = self.loop.time()
+        (sock, log_r, outputs_r), zygote.lease_fds = zygote.lease_fds, ()
+        return Sandbox(
+            zygote_id, zygote.kind.environment, zygote.kind.warm, sock, log_r, outputs_r
+        )
+
+    def taken(self, zygote_id: int) -> None:
+        """http dispatched a job to it; ``bind`` came before. Only now we make another:
+        a refill that starts earlier would compete for the processor.
+        """
+        if zygote_id in self.zygotes:
             self.refill()
             self.report()
+
+    def _watch(self) -> None:
+        """End jobs that should have ended long ago, whatever PID 1 or http think."""
+        if self.stopping:
+            return
+        self.loop.call_later(WATCHDOG_PERIOD_S, self._watch)
+        for zygote_id in self.overdue(self.loop.time()):
+            log.error("zygote %d is busy for more than %g s: killed", zygote_id, self.watchdog_s)
+            self.kill(zygote_id)
+
+    def overdue(self, now: float) -> list[int]:
+        """Zygotes that are busy for longer than any job may take."""
+        return [
+            z.id
+            for z in self.zygotes.values()
+            if z.state is State.BUSY and now - z.busy_since > self.watchdog_s
+        ]
 
     def want(self, environment: str, warm: str, waiting: int) -> None:
         """Jobs wait in http for zygotes of this kind."""
@@ -481,9 +530,12 @@ class Manager:
             signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
 
     def resize(self, zygote_id: int, storage_bytes: int) -> None:
-        """Another storage size for an idle leased zygote."""
+        """Another storage size for a zygote whose job is about to be dispatched.
+
+        A new http may ask again for a job that runs: it has this size already.
+        """
         zygote = self.zygotes.get(zygote_id)
-        if zygote is None or zygote.state is not State.LEASED:
+        if zygote is None or zygote.state not in (State.LEASED, State.BUSY):
             return
         most = self.config.limits.maxima.storage_bytes
         try:
@@ -511,9 +563,12 @@ class Manager:
         info = os.waitid(os.P_PIDFD, zygote.pidfd, os.WEXITED | os.WNOHANG)
         if info is None:
             return
+        if zygote.state is State.LEASED:
+            # It may have got a job and run it: what http said of that is in its socket.
+            self.hear_http()
         before = zygote.state
         self._advance(zygote, Event.EXITED)
-        if before is State.LEASED:
+        if before is State.LEASED and zygote.leased:
             self.to_http(Withdraw(zygote=zygote.id), ())
         if before is State.BOOTING:
             cause = f"PID 1 ended while booting ({info.si_status})"
@@ -529,6 +584,7 @@ class Manager:
         self._close_lease_fds(zygote)
         os.close(zygote.tmpfs)
         del self.zygotes[zygote.id]
+        self.on_gone(zygote.id)
         self._free_slots.append(zygote.slot)
         self._release_group(zygote.group)
         if not self.zygotes:
@@ -549,16 +605,28 @@ class Manager:
     # ── for others ───────────────────────────────────────────────────────────
 
     def open_leases(self) -> None:
-        """http is there: make zygotes for it."""
+        """http is there: give it what is ready and make what is missing."""
         self.leasing = True
+        for zygote in self.zygotes.values():
+            if zygote.state is State.LEASED and not zygote.leased:
+                self._lease(zygote)
         self.refill()
         self.report()
 
-    def revoke_leases(self) -> None:
-        """http is gone: what it held has lost its master and goes too."""
+    def revoke_leases(self, holds: Callable[[int], bool], *, crashed: bool) -> None:
+        """http is gone. Jobs that the store ``holds`` go on.
+
+        What an http that crashed had in its hands idle is not trusted again: whoever
+        took it over may have sent something. After an orderly end it is leased anew.
+        """
         self.leasing = False
-        for zygote_id in list(self.zygotes):
-            self.kill(zygote_id)
+        for kind in self.kinds:
+            kind.wanted = 0  # the next one says again what waits
+        for zygote in list(self.zygotes.values()):
+            orphan = zygote.state is State.BUSY and not holds(zygote.id)
+            if orphan or (crashed and zygote.leased and zygote.state is State.LEASED):
+                self.kill(zygote.id)
+            zygote.leased = False
 
     @property
     def fault(self) -> str:
@@ -630,8 +698,9 @@ def _memory_available() -> int:
 
 def _exec_with_control(argv: list[str], control: socket.socket) -> subprocess.Popen[bytes]:
     """Start a process of ours with its control socket, named on its command line, and
-    nothing else."""
-    return subprocess.Popen(  # noqa: S603 - our own module
+    nothing else.
+    """
+    return subprocess.Popen(
         [*argv, str(control.fileno())],
         stdin=subprocess.DEVNULL,
         pass_fds=(control.fileno(),),

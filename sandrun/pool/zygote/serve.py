@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from sandrun import globs
+from sandrun import globs, journal
 from sandrun.channel import Channel, Closed, close_all
 from sandrun.errors import RequestError, SetupError
 from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict, encode_index
@@ -104,6 +104,7 @@ class Init:
         self.confinement = b.confinement
         self.parked: child.Process | None = b.parked
         self.parked_tasks = b.group.processes_now()
+        self.log_fd = b.log_fd
         self.log = LogWriter(b.log_fd, b.plan.max_limits.log_bytes)
         b.http.setblocking(False)
         self.http: Channel[FromZygote, ToZygote] = Channel(b.http, ToZygote)
@@ -647,7 +648,18 @@ class Init:
     # ── towards http ─────────────────────────────────────────────────────────
 
     def _send(self, message: FromZygote) -> None:
-        """Send, waiting for room if need be: http must hear this."""
+        """Send, waiting for room if need be: http must hear this.
+
+        First into the journal: the http that reads it may be killed before it acts.
+        """
+        slot = journal.STARTED if isinstance(message, Started) else journal.FINAL
+        data = msgspec.msgpack.encode(message)
+        try:
+            journal.write(
+                self.log_fd, self.plan.max_limits.log_bytes, slot, data, time.monotonic()
+            )
+        except OSError:
+            pass  # no page left for it: the message itself still gets through
         while True:
             try:
                 self.http.send(message)
