@@ -77,7 +77,9 @@ def load(path: Path, name: str = "main.py") -> Case:
     env: dict[str, str] = {}
     stdin, only = b"", ""
     files: dict[str, bytes] = {}
-    for key, text in re.findall(rb"^(?:#|//) (args|env|stdin|file|only): (.*?)\r?$", source, re.MULTILINE):
+    for key, text in re.findall(
+        rb"^(?:#|//) (args|env|stdin|file|only): (.*?)\r?$", source, re.MULTILINE
+    ):
         if key == b"args":
             args = tuple(shlex.split(text.decode()))
         elif key == b"env":

@@ -80,16 +80,18 @@ def fork(
     return took
 
 
-def measure(
-    python: str, preload: str, cases: dict[str, harness.Case], runs: int
-) -> None:
+def measure(python: str, preload: str, cases: dict[str, harness.Case], runs: int) -> None:
     with harness.bench(python, preload) as bench, harness.subreaper():
         template = harness.Template(bench)
         for name, case in cases.items():
             door_mb: list[float] = []
             fork_mb: list[float] = []
             times = [
-                (bare(bench, case), door(bench, case, door_mb), fork(bench, template, case, fork_mb))
+                (
+                    bare(bench, case),
+                    door(bench, case, door_mb),
+                    fork(bench, template, case, fork_mb),
+                )
                 for _ in range(runs)
             ]
             b, d, f = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))

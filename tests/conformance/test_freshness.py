@@ -95,8 +95,19 @@ def used_bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+@pytest.mark.parametrize("how", ["stale", "fresh"])
+def test_openssl_is_fresh_where_it_cannot_notice_the_fork(how: str) -> None:
+    """OpenSSL notices a fork by its pid alone; "stale" shows that this test would see it."""
+    script = Path(__file__).with_name("equal_pids.py")
+    command = [PYTHON, str(script), str(harness.WARM_PYTHON.parent), how]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    template, pid_1, bytes_1, pid_2, bytes_2 = output
+    assert template == pid_1 == pid_2
+    assert (bytes_1 == bytes_2) is (how == "stale")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
 def test_two_forks_with_equal_pids_never_draw_the_same(used_bench: harness.Bench) -> None:
-    """OpenSSL notices a fork by its pid alone: two sandboxes once had one stream."""
     case = harness.Case(DRAW.encode(), env={"PYTHONPATH": used_bench.extra_path})
     template = harness.Template(used_bench)
     runs, pids = [], []

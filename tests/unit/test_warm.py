@@ -18,6 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "conformance"))
 
 import harness
+
 from sandrun.pool.zygote import warm_python
 
 PYTHON = "/usr/bin/python3"
@@ -93,7 +94,12 @@ def test_a_fork_that_nobody_needs_ends_quietly(template: harness.Template) -> No
 
 
 def test_what_a_start_has_already_read_makes_a_cold_start(bench: harness.Bench) -> None:
-    for env in ({"PYTHONHASHSEED": "0"}, {"PYTHONOPTIMIZE": "2"}, {"HOME": "/tmp"}, {"LC_ALL": "C"}):
+    for env in (
+        {"PYTHONHASHSEED": "0"},
+        {"PYTHONOPTIMIZE": "2"},
+        {"HOME": "/tmp"},
+        {"LC_ALL": "C"},
+    ):
         source = b"import sys, locale, site; print(hash('x') if sys.flags.hash_randomization == 0 "
         source += b"else 0, sys.flags, locale.setlocale(0), site.USER_BASE, __debug__)"
         case = harness.Case(source, env=env)
@@ -147,7 +153,9 @@ def generator():  # noqa: ANN201
     yield 1
 
 
-@pytest.mark.parametrize("one", [Plain(), [], {}, Plain, test_a_fork_that_nobody_needs_ends_quietly])
+@pytest.mark.parametrize(
+    "one", [Plain(), [], {}, Plain, test_a_fork_that_nobody_needs_ends_quietly]
+)
 def test_inert_objects_may_be_left(one: object) -> None:
     assert warm_python._is_inert([one])
 
