@@ -295,6 +295,7 @@ FUTEX: Final = {
 }
 FUTEX_CMD_MASK: Final = _LOW & ~(128 | 256)  # without FUTEX_PRIVATE_FLAG, FUTEX_CLOCK_REALTIME
 S_IFMT, S_IFIFO = 0o170000, 0o010000
+RENAME_WHITEOUT = 4
 AT_EMPTY_PATH: Final = 0x1000
 MFD_HUGETLB: Final = 4
 SECCOMP_SET_MODE_FILTER, SECCOMP_GET_ACTION_AVAIL = 1, 2
@@ -339,14 +340,14 @@ JOB_ALLOWED: Final = (
     Group(
         "changing files",
         "everything writable is one tmpfs of bounded size; nosuid, so that chmod is harmless",
-        "mkdir mkdirat rmdir unlink unlinkat rename renameat renameat2 link linkat symlink "
+        "mkdir mkdirat rmdir unlink unlinkat rename renameat link linkat symlink "
         "symlinkat chmod fchmod fchmodat truncate ftruncate fallocate fsync fdatasync msync umask "
         "utimensat flock fadvise64",
     ),
     Group(
         "making nodes",
-        "by argument: named pipes only",
-        "mknod mknodat",
+        "by argument: named pipes only, and no whiteout",
+        "mknod mknodat renameat2",
     ),
     Group(
         "memory",
@@ -496,6 +497,11 @@ JOB_RULES: Final[dict[str, Rule]] = {
         (Check(1, (S_IFIFO,), S_IFMT),),
     ),
     "mknodat": Rule(errno.EPERM, "as mknod", (Check(2, (S_IFIFO,), S_IFMT),)),
+    "renameat2": Rule(
+        errno.EPERM,
+        "RENAME_WHITEOUT makes the same device 0:0, and Landlock does not see it",
+        _none_of(4, RENAME_WHITEOUT),
+    ),
     "setpriority": Rule(
         errno.EPERM,
         "its own only (os.nice(0) is a common call); not those of other processes or users",
