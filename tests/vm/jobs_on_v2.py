@@ -1,0 +1,80 @@
+"""A whole server and its limits on the kernel at hand; for `tests/vm/run`, which runs it
+where there is only cgroup v2. Standard library alone: an emulated machine is slow.
+
+Prints a line per promise and exits with the number of those not kept.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+CONFIG = """
+[rate_limit]
+enabled = false
+[pool]
+ready = 1
+[interpreters.python3]
+command = ["python3"]
+extensions = [".py"]
+mode = "door"
+[interpreters.sh]
+command = ["sh"]
+extensions = [".sh"]
+"""
+LIMITS = {"timeout": 300, "cpu_seconds": 120}
+BURN = "while True: pass"
+HOG = "b = bytearray(300 * 1024 * 1024)\nfor i in range(0, len(b), 4096): b[i] = 1"
+FORKS = "import os, time\nfor _ in range(50):\n    if os.fork() == 0: time.sleep(300)\n"
+# (what, job, wanted exit reason, wanted text in stdout or evidence)
+CASES = (
+    ("a job runs", {"code": "print(6 * 7)"}, "exited", "42"),
+    ("its group is its root", {"code": "print(open('/proc/self/cgroup').read())"}, "exited", "0::/\n"),
+    ("memory is limited", {"code": HOG, "memory_mb": 64}, "out_of_memory", "oom_kill"),
+    ("CPU time is limited", {"code": BURN, "cpu_seconds": 2}, "cpu_limit", "CPU-seconds"),
+    ("processes are limited", {"code": FORKS, "processes": 8}, "process_limit", "pids.events"),
+    ("a shell runs", {"code": "echo $((6 * 7))", "interpreter": "sh"}, "exited", "42"),
+)
+
+
+def run(url, job):
+    """POST /submit with a manifest, follow the log to its end, return status and log."""
+    name = "main.sh" if job.get("interpreter") == "sh" else "main.py"
+    manifest = {**LIMITS, **{k: v for k, v in job.items() if k != "code"}}
+    body = json.dumps({"manifest": manifest, "files": {name: job["code"]}}).encode()
+    request = urllib.request.Request(
+        f"{url}/submit", body, {"Content-Type": "application/json"}
+    )
+    job_id = json.load(urllib.request.urlopen(request, timeout=600))["job_id"]
+    log = urllib.request.urlopen(f"{url}/logs/{job_id}/stream", timeout=600).read().decode()
+    status = json.load(urllib.request.urlopen(f"{url}/status/{job_id}", timeout=600))
+    return status, log
+
+
+def main():
+    failed = 0
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(CONFIG)
+        file.flush()
+        argv = [sys.executable, "-m", "sandrun", "--config", file.name, "--listen", "127.0.0.1:0"]
+        server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+        url = server.stdout.readline().split()[-1]
+        for what, job, reason, text in CASES:
+            status, log = run(url, job)
+            evidence = " ".join(status["evidence"])
+            kept = status["exit_reason"] == reason and text in log + evidence
+            failed += not kept
+            print("ok    " if kept else "FAILED", what, "" if kept else (status, log), flush=True)
+        server.terminate()
+        code = server.wait(300)
+    left = [p for p in Path("/sys/fs/cgroup").rglob(f"sandrun-{server.pid}-*") if p.is_dir()]
+    for what, kept in (("it ends with 0", code == 0), ("no group is left", not left)):
+        failed += not kept
+        print("ok    " if kept else "FAILED", what, "" if kept else (code, left), flush=True)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
