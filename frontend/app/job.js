@@ -159,7 +159,7 @@ const head = () => {
     </div>
     <div class="job-actions">
       ${job.readonly && html`<span class="badge" title="You can look and download; only the owner can cancel or delete">${icon('eye', 14)}view only</span>`}
-      ${present && left != null && html`<span class="expiry" title="Then the server deletes it"><span>deletes itself in</span> <b>${countdown(left)}</b></span>`}
+      ${present && left != null && html`<span class="expiry" title="Then the server deletes it"><span>deleted in</span> <b>${countdown(left)}</b></span>`}
       ${present && !job.readonly && html`<${ConfirmButton} label="Delete now" sure="Press again" icon="trash" kind="quiet small" onConfirm=${store.deleteNow} />`}
       ${job.id && job.phase !== 'gone' && popover({ label: 'Share', name: 'Share', icon: 'link', kind: 'quiet small' }, share)}
     </div>

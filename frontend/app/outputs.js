@@ -236,11 +236,11 @@ export const Outputs = {
     return () => {
       const list = files.value
       if (!list.length && !skipped.value.length) {
-        return html`<section class="outputs none" aria-label="Outputs"><p class="quiet-state">${
+        return html`<section class="outputs none" key="none" aria-label="Outputs"><p class="quiet-state">${
           { done: 'The job left no files behind.', gone: 'The log above is in this tab only.' }[job.phase] ?? 'Files that the job makes appear here.'}</p></section>`
       }
       const some = list.filter((file) => chosen.has(file.path))
-      return html`<section class="outputs" aria-label="Outputs">
+      return html`<section class="outputs" key="files" aria-label="Outputs">
         <div class="bar slim">
           <h3>Outputs</h3><span class="facts">${plural(list.length, 'file')}, ${bytes(total.value)}</span>
           <div class="bar-end">
