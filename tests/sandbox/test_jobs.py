@@ -143,6 +143,13 @@ def test_a_build_that_fails_ends_the_job(server):
     assert "build" in " ".join(answer["evidence"])
 
 
+def test_what_a_build_leaves_running_does_not_meet_the_entrypoint(server):
+    files = {"main.py": "import os\nprint(sorted(p for p in os.listdir('/proc') if p.isdigit()))"}
+    manifest = {"build": "setsid sleep 3600 & (sleep 3600 &)", "timeout": 30}
+    answer = finished(server.run(files, manifest=manifest))
+    assert len(eval(answer["stdout"])) == 1, answer["stdout"]
+
+
 def test_threads_subprocesses_and_multiprocessing_work(server):
     code = """
 import multiprocessing, subprocess, threading

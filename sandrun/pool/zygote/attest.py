@@ -8,6 +8,8 @@ not match is never used.
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterable
 from typing import Final
 
 from sandrun.errors import SetupError
@@ -17,6 +19,11 @@ _CAPABILITIES: Final = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 _NOTHING: Final = "0" * 16
 _WANTED_MOUNTS: Final = frozenset(
     {"/", "/usr", "/proc", mounts.ENVIRONMENT, *(target for _, target in mounts.WRITABLE)}
+)
+_WRITABLE_MOUNTS: Final = frozenset({"/proc", *(target for _, target in mounts.WRITABLE)})
+# A host may have file systems of their own below these; they were bound along, read-only.
+_READ_ONLY_TREES: Final = tuple(
+    f"{tree}/" for tree in ("/usr", mounts.ENVIRONMENT, *(f"/{n}" for n in mounts.TOP_LEVEL))
 )
 
 
@@ -40,9 +47,25 @@ def _confined(step: str, status: dict[str, str]) -> None:
         _expect(step, name, status[name], _NOTHING)
 
 
-def job_process(pid: int) -> None:
-    """The parked process is what a job may be. Raises :class:`SetupError`."""
+# As /proc/PID/limits calls them.
+_LIMIT_NAMES: Final = {
+    resource.RLIMIT_CORE: "Max core file size",
+    resource.RLIMIT_NPROC: "Max processes",
+    resource.RLIMIT_NOFILE: "Max open files",
+    resource.RLIMIT_MEMLOCK: "Max locked memory",
+    resource.RLIMIT_MSGQUEUE: "Max msgqueue size",
+}
+
+
+def job_process(pid: int, limits: Iterable[tuple[int, int, int]], in_group: int) -> None:
+    """The parked process is what a job may be. Raises :class:`SetupError`.
+
+    ``limits``: (resource, soft, hard) that it must not exceed; ``in_group``: how
+    many processes its control group counts.
+    """
     step = "attest_job"
+    if in_group < 1:
+        raise SetupError(step, 0, "its control group is empty")
     status = _status(pid)
     _confined(step, status)
     _expect(step, "Uid", status["Uid"], "\t".join([str(mounts.JOB_UID)] * 4))
@@ -64,21 +87,46 @@ def job_process(pid: int) -> None:
             os.readlink(f"/proc/{pid}/ns/{name}"),
             os.readlink(f"/proc/self/ns/{name}"),
         )
+    with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            _expect(step, "cgroup", line.rstrip("\n").split(":", 2)[2], "/")
+    with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+        # Behind the name (which may hold anything): state, parent, group, session.
+        _expect(step, "session", file.read().rpartition(")")[2].split()[3], str(pid))
+    _limits(step, pid, limits)
     _mounts(step)
 
 
+def _limits(step: str, pid: int, wanted: Iterable[tuple[int, int, int]]) -> None:
+    with open(f"/proc/{pid}/limits", encoding="utf-8", errors="replace") as file:
+        found = {line[:25].rstrip(): line[25:].split()[:2] for line in file}
+    for number, *most in wanted:
+        name = _LIMIT_NAMES.get(number)
+        if name is None:
+            continue
+        for now, limit in zip(found[name], most, strict=True):
+            if limit != resource.RLIM_INFINITY and (now == "unlimited" or int(now) > limit):
+                raise SetupError(step, 0, f"{name} is {now}, over {limit}")
+
+
 def _mounts(step: str) -> None:
+    seen: dict[str, str] = {}  # a later mount hides an earlier one
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.split()
             target, options = fields[4], fields[5].split(",")
-            if target not in _WANTED_MOUNTS and f"{target[1:]}" not in mounts.TOP_LEVEL:
+            seen[target] = fields[-1]
+            if target not in _WANTED_MOUNTS and not f"{target}/".startswith(_READ_ONLY_TREES):
                 raise SetupError(step, 0, f"there is a mount at {target}")
-            writable = target == "/proc" or target in {t for _, t in mounts.WRITABLE}
-            if not writable and "ro" not in options:
+            if target not in _WRITABLE_MOUNTS and "ro" not in options:
                 raise SetupError(step, 0, f"{target} is writable")
             if "nosuid" not in options:
                 raise SetupError(step, 0, f"{target} is not nosuid")
+    for _, target in mounts.WRITABLE:
+        if target not in seen:
+            raise SetupError(step, 0, f"{target} is not the sandbox's own")
+    if "subset=pid" not in seen.get("/proc", "").split(","):
+        raise SetupError(step, 0, "/proc shows more than processes")
 
 
 def init_process() -> None:

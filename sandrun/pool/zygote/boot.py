@@ -285,7 +285,10 @@ def _cgroup_namespace(b: Boot) -> None:
 
 
 def _attest_job(b: Boot) -> None:
-    attest.job_process(b.parked.pid)
+    if b.plan.landlock_abi and min(b.ruleset, b.init_ruleset) < 0:
+        raise SetupError("attest_job", 0, "Landlock is there and there are no rules")
+    limits = child.rlimits(b.plan.default_limits, b.plan.max_limits)
+    attest.job_process(b.parked.pid, limits, b.group.processes_now())
 
 
 def _confine(b: Boot) -> None:
