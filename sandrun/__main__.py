@@ -44,6 +44,10 @@ def main(argv: list[str] | None = None) -> int:
             from sandrun import client  # noqa: PLC0415
 
             return client.main([name, *rest])
+        case "selftest":
+            from sandrun.selftest import command  # noqa: PLC0415
+
+            return command.main(rest)
         case "version":
             from sandrun import __version__  # noqa: PLC0415
 
