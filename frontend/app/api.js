@@ -49,13 +49,10 @@ export const info = () => json('/')
 export const stats = () => json('/stats')
 export const environments = () => json('/environments')
 export const privacy = () => json('/privacy')
-export const health = () => json('/health')
 export const status = (id, signal) => json(`/status/${id}`, { signal })
 export const outputs = (id) => json(`/outputs/${id}`)
 export const cancel = (id) => json(`/jobs/${id}/cancel`, { method: 'POST' })
 export const remove = (id) => request(`/jobs/${id}`, { method: 'DELETE' })
-export const validate = (body) =>
-  json('/validate', { method: 'POST', body: JSON.stringify(body), headers: { 'Content-Type': 'application/json' } })
 export const rawLog = async (id) => (await request(`/logs/${id}`, { accept: 'text/plain' })).blob()
 export const pollLog = (id, cursor, wait, signal) => json(`/logs/${id}?records=1&since=${cursor}&wait=${wait}`, { signal })
 

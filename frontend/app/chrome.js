@@ -1,12 +1,12 @@
 // Everything around the two panes: header, banners, dialogs, drop overlay, toast.
 
-import { onMounted, reactive, ref } from '../vendor/vue.runtime.esm-browser.prod.js'
+import { reactive, ref } from '../vendor/vue.runtime.esm-browser.prod.js'
 import { Dialog, meter } from './controls.js'
-import { amount, countdown, seconds, visible } from './format.js'
+import { amount, seconds, visible } from './format.js'
 import { html } from './html.js'
 import { icon } from './icons.js'
 import * as store from './store.js'
-import { balance, clock, history, quota, server } from './store.js'
+import { balance, history, quota, server } from './store.js'
 import { headline } from './verdict.js'
 
 export const dialogs = reactive({ open: '' })

@@ -1,13 +1,13 @@
 // Small controls that several views share.
 
-import { nextTick, onBeforeUnmount, ref, Transition, h } from '../vendor/vue.runtime.esm-browser.prod.js'
+import { nextTick, onBeforeUnmount, ref, h } from '../vendor/vue.runtime.esm-browser.prod.js'
 import { html } from './html.js'
 import { icon } from './icons.js'
 
 let ids = 0
 
 /** A button that opens a panel below itself. Esc and a click elsewhere close it. */
-export const Popover = {
+const Popover = {
   props: { label: String, name: String, icon: String, align: { default: 'end' }, kind: { default: 'quiet' }, disabled: Boolean, caret: { default: true } },
   setup(props, { slots, expose }) {
     const open = ref(false), root = ref(null), id = `popover-${++ids}`
@@ -105,5 +105,3 @@ export const ConfirmButton = {
       onBlur=${() => { armed.value = false }}>${icon(props.icon)}<span>${armed.value ? props.sure : props.label}</span></button>`
   },
 }
-
-export const fade = (content) => h(Transition, { name: 'fade' }, { default: () => content })

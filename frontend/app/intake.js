@@ -11,7 +11,7 @@ const SECRETS = [
 const HARMLESS = /^\.env\.(example|sample|template|dist)$/
 
 /** The path's part because of which it is left out, or null. */
-export const skippedBy = (path) => path.split('/').find((part) => SKIPPED.has(part)) ?? null
+const skippedBy = (path) => path.split('/').find((part) => SKIPPED.has(part)) ?? null
 
 export function looksSecret(path) {
   const name = path.slice(path.lastIndexOf('/') + 1)
@@ -90,7 +90,7 @@ export function readPicker(fileList) {
 }
 
 /** Strips the common root, sets aside what is usually not wanted. */
-export function arrange(found) {
+function arrange(found) {
   const roots = new Set(found.map(({ path }) => path.split('/')[0]))
   const nested = found.length && found.every(({ path, blob }) => path.includes('/') || blob === null)
   const root = roots.size === 1 && nested ? [...roots][0] : ''

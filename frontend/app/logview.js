@@ -2,7 +2,7 @@
 
 import { computed, nextTick, onBeforeUnmount, onMounted, reactive, ref, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
 import * as api from './api.js'
-import { bytes, count, plural, seconds } from './format.js'
+import { count, plural } from './format.js'
 import { html } from './html.js'
 import { icon } from './icons.js'
 import { frames, pieces } from './log.js'

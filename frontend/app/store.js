@@ -35,8 +35,8 @@ export const server = reactive({
 
 export const maximum = computed(() => server.info?.limits?.maximum ?? null)
 export const defaults = computed(() => server.info?.limits?.default ?? null)
-export const maxUpload = computed(() => (server.info?.limits?.max_upload_mb ?? 100) * MIB)
-export const maxFiles = computed(() => server.info?.limits?.max_files ?? 10_000)
+const maxUpload = computed(() => (server.info?.limits?.max_upload_mb ?? 100) * MIB)
+const maxFiles = computed(() => server.info?.limits?.max_files ?? 10_000)
 export const quota = computed(() => server.stats?.your_quota ?? null)
 export const examples = computed(() => examplesFor(server.interpreters, server.environments))
 
@@ -83,7 +83,7 @@ async function refreshEnvironments() {
   if (found.interpreters?.length) server.interpreters = found.interpreters
 }
 
-export async function refreshStats() {
+async function refreshStats() {
   try {
     server.stats = await api.stats()
     server.statsAt = Date.now()
