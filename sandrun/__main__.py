@@ -3,7 +3,7 @@
 ::
 
     python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT] [--sample]
-    python -m sandrun doctor | env | run | submit | sample | version
+    python -m sandrun doctor | env | run | submit | sample | upgrade | version
 
 Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
 (EX_UNAVAILABLE) the host lacks something; both say what to do.
@@ -48,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
             from sandrun.selftest import command  # noqa: PLC0415
 
             return command.main(rest)
+        case "upgrade":
+            from sandrun import upgrade_command  # noqa: PLC0415
+
+            return upgrade_command.main(rest)
         case "version":
             from sandrun import __version__  # noqa: PLC0415
 
@@ -80,18 +84,24 @@ def serve(argv: list[str]) -> int:
         print(f"sandrun: {error}; install with: pip install .", file=sys.stderr)
         return EX_UNAVAILABLE
     try:
-        settings = config.load(options.config) if options.config else config.Config()
-        if options.listen:
-            http = msgspec.structs.replace(settings.http, listen=options.listen)
-            settings = config.check(
-                msgspec.structs.replace(settings, http=http), "command line"
-            )
+
+        def read() -> config.Config:
+            settings = config.load(options.config) if options.config else config.Config()
+            if options.listen:
+                http = msgspec.structs.replace(settings.http, listen=options.listen)
+                settings = config.check(
+                    msgspec.structs.replace(settings, http=http), "command line"
+                )
+            return settings
+
+        settings = read()
         directories, infos = environments.ensure(settings, logging.info)
         return supervisor.serve(
             environments.without_faulty(settings, infos),
             Announcer(sample=options.sample),
             directories,
             infos,
+            read,
         )
     except ConfigError as error:
         print(f"sandrun: {error}", file=sys.stderr)

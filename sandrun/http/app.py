@@ -150,7 +150,6 @@ class App:
         )
         self.metrics.upload_bytes += spooled.charge
         self.registry.add(job, idempotency_key)
-        client.pending.discard(admitted)
         self.ledger.on_accepted(job)
         self.queue.push(client, job)
         self._wait(job, 1)
@@ -310,9 +309,8 @@ class App:
 
     def on_started(self, job: Job, started: Started) -> None:
         """Its files are unpacked: the upload is no longer needed."""
-        self.ledger.on_started(job)
         job.on_started(started.spec, self.clock())
-        self._release_upload(job)
+        self.release_upload(job)
 
     def on_log(self, job: Job, end: int) -> None:
         """Its log has grown."""
@@ -442,7 +440,10 @@ class App:
         self._wait(job, -1)
         self._end(job, verdict, Usage())
 
-    def _release_upload(self, job: Job) -> None:
+    def release_upload(self, job: Job) -> None:
+        """Its files are in its sandbox, or will never be."""
+        self.ledger.on_files_done(job)
+        job.files = ()
         if job.upload is not None:
             os.close(job.upload.fd)
             job.upload = None
@@ -454,7 +455,7 @@ class App:
     ) -> None:
         """The only way out. Gives back everything that was reserved for the job."""
         now = self.clock()
-        self._release_upload(job)
+        self.release_upload(job)
         self.settle(job, verdict, usage, now)
         self.ledger.on_ended(job, None if in_journal else EndRecord(verdict, usage, now))
         self._measure(job, verdict, now)

@@ -78,6 +78,7 @@ class Ledger:
             client.key_in_store = self._new_key()
             self._write(client)
         job.key = self._new_key()
+        client.pending.discard(job.admitted)
         self._unsettled.setdefault(client, {})[job.key] = None
 
     def adopt(self, job: Job) -> None:
@@ -129,8 +130,8 @@ class Ledger:
         spec = job.spec if job.returned else None
         return encode(StateRecord(job.returned, job.cancelled, dispatched, spec))
 
-    def on_started(self, job: Job) -> None:
-        """Its files are in its sandbox: they need not be kept any more."""
+    def on_files_done(self, job: Job) -> None:
+        """Its files need not be kept any more; small ones are not worth a message."""
         large = sum(len(file.data) for file in job.files) > KEPT_FILES
         if job.recorded and (large or job.upload is not None):
             parts: dict[int, bytes] = {Part.FILES: b""} if large else {}
@@ -189,7 +190,7 @@ class Ledger:
             client.balance_s,
             client.updated,
             client.seen,
-            tuple(client.starts),
+            tuple(start for start in client.starts if start not in client.pending),
             tuple(self._unsettled.get(client, ())),
             self._last,
             *flow,

@@ -21,7 +21,6 @@ not bound                      in the queue, in the order of acceptance
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -228,7 +227,7 @@ class Restorer:
         app.active.add(job)
         app.leases.adopt(entry, socket, job, kept, started=started)
         if started:
-            self._drop_upload(job)
+            app.release_upload(job)
         if job.cancelled:
             app.leases.cancel(job)
 
@@ -240,15 +239,8 @@ class Restorer:
         self, job: Job, verdict: Verdict, usage: Usage, ended: float, *, unsettled: bool
     ) -> None:
         app = self._app
-        self._drop_upload(job)
+        app.release_upload(job)
         if unsettled:
             app.settle(job, verdict, usage, app.clock())
             app.ledger.on_ended(job, None)
         app.close_job(job, verdict, usage, min(ended, app.clock()))
-
-    def _drop_upload(self, job: Job) -> None:
-        if job.upload is not None:
-            os.close(job.upload.fd)
-            job.upload = None
-        self._app.budget.give(job.charge)
-        job.charge = 0

@@ -1,0 +1,523 @@
+"""Nothing is lost: each process is killed at each phase of a job, on the real kernel."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import servers
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a real server needs root")
+
+# Prints "up", then waits for a line on stdin that never comes: stdin is kept open by nobody,
+# so it waits for the end of a fifo that only it holds.
+FOREVER = "import os, signal\nprint('up', flush=True)\nsignal.pause()\n"
+
+
+@pytest.fixture(name="server")
+def make_server():
+    with servers.running() as server:
+        yield server
+
+
+def command(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def http_of(server):
+    (pid,) = [p for p in servers.descendants(server.process.pid) if b"sandrun.http" in command(p)]
+    return pid
+
+
+def spawner_of(server):
+    return next(
+        p for p in servers.descendants(server.process.pid) if b"sandrun.pool.spawner" in command(p)
+    )
+
+
+def zygotes_of(server):
+    """PID 1s: children of the supervisor in a pid namespace of their own."""
+    found = []
+    for pid in servers.descendants(server.process.pid):
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{pid}/status").read_text()
+            numbers = status.split("NSpid:")[1].split("\n")[0].split()
+            if numbers[-1] == "1" and len(numbers) > 1:
+                found.append(pid)
+    return found
+
+
+def kill(pid, number=signal.SIGKILL):
+    """Send a signal that ends a process, and wait for its end."""
+    fd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(fd, number)
+        ready, _, _ = select.select([fd], [], [], 30)
+        assert ready, f"process {pid} is still there"
+    finally:
+        os.close(fd)
+
+
+def kill_http(server):
+    kill(http_of(server))
+    reconnect(server)
+
+
+def reconnect(server):
+    """New connections: they wait in the listener's backlog until the next http accepts."""
+    server.client.close()
+    server.client = httpx.Client(base_url=server.url, timeout=60)
+
+
+def submit(server, code, headers=None, **manifest):
+    body = {"code": code, "manifest": manifest}
+    reply = server.client.post("/submit", json=body, headers=headers or {})
+    assert reply.status_code == 200, reply.text
+    return reply.json()["job_id"]
+
+
+def status(server, job):
+    reply = server.client.get(f"/status/{job}")
+    assert reply.status_code == 200, reply.text
+    return reply.json()
+
+
+def what_is_kept(server, job):
+    """All of the status but its moments: PID 1's clock readings stand in for http's."""
+    found = status(server, job)
+    del found["timeline"]
+    return found
+
+
+def read_until(server, job, text, since=0):
+    """Wait, by long-poll, until ``text`` is in the log. (what was read, cursor)"""
+    seen = ""
+    while text not in seen:
+        reply = server.client.get(f"/logs/{job}", params={"since": since, "wait": 30}).json()
+        seen += reply["stdout"]
+        since = reply["cursor"]
+        assert text in seen or reply["status"] in ("queued", "running"), reply
+    return seen, since
+
+
+def wait_end(server, job):
+    """The status once it has ended; waits on the log's end."""
+    with server.client.stream("GET", f"/logs/{job}/stream") as response:
+        response.read()
+    found = status(server, job)
+    assert found["status"] in ("completed", "failed"), found
+    return found
+
+
+def quota(server):
+    found = server.client.get("/stats").json()["your_quota"]
+    return found["active_jobs"], found["jobs_this_hour"]
+
+
+# ── http ─────────────────────────────────────────────────────────────────────
+
+
+def test_a_finished_job_is_still_there_after_http_was_killed(server):
+    answer = server.run(
+        {"main.py": "open('out.txt', 'w').write('0123456789')\nprint('said')\nraise SystemExit(0)"}
+    )
+    job = answer["job_id"]
+    before = what_is_kept(server, job)
+    stats = server.client.get("/stats").json()["your_quota"]["jobs_this_hour"]
+    worker = server.client.get("/health").json()["worker_id"]
+    for _ in range(2):
+        kill_http(server)
+        assert what_is_kept(server, job) == before
+        assert server.client.get(f"/logs/{job}").json()["stdout"] == "said\n"
+        part = server.client.get(f"/download/{job}/out.txt", headers={"Range": "bytes=2-4"})
+        assert (part.status_code, part.text) == (206, "234")
+    assert server.client.get("/stats").json()["your_quota"]["jobs_this_hour"] == stats
+    assert server.client.get("/health").json()["worker_id"] == worker
+    assert server.client.delete(f"/jobs/{job}").status_code == 204
+    kill_http(server)
+    assert server.client.get(f"/status/{job}").status_code == 404
+
+
+def test_view_ids_and_failures_outlive_http(server):
+    reply = server.client.post("/submit", json={"code": "print(1 / 0)"}).json()
+    found = wait_end(server, reply["job_id"])
+    assert found["exit_reason"] == "nonzero_exit"
+    cancelled = submit(server, FOREVER)
+    read_until(server, cancelled, "up")
+    server.client.post(f"/jobs/{cancelled}/cancel")
+    kill_http(server)
+    assert status(server, reply["job_id"])["evidence"] == found["evidence"]
+    view = reply["view_url"].rpartition("/")[2] if "view_url" in reply else reply["view_id"]
+    assert status(server, view)["exit_reason"] == "nonzero_exit"
+    assert server.client.delete(f"/jobs/{view}").status_code == 403
+    assert status(server, cancelled)["exit_reason"] == "cancelled"
+
+
+def test_a_running_job_goes_on_and_its_log_is_followed_from_the_cursor(server):
+    code = (
+        "import sys\nprint('one', flush=True)\n"
+        "for line in open('/work/pipe'):\n    print(line, end='', flush=True)\n"
+    )
+    code = "import os, time\nprint('one', flush=True)\nt = time.monotonic()\n" + (
+        "while time.monotonic() - t < 2: os.sched_yield()\nprint('two', flush=True)\n"
+    )
+    job = submit(server, code)
+    seen, cursor = read_until(server, job, "one\n")
+    assert seen == "one\n"
+    kill_http(server)
+    assert status(server, job)["status"] == "running"
+    seen, _ = read_until(server, job, "two\n", cursor)
+    assert seen == "two\n"
+    found = wait_end(server, job)
+    assert found["exit_reason"] == "exited"
+    assert server.client.get(f"/logs/{job}").json()["stdout"] == "one\ntwo\n"
+    assert quota(server)[0] == 0
+
+
+def test_a_running_job_can_be_cancelled_by_the_next_http(server):
+    job = submit(server, FOREVER)
+    read_until(server, job, "up")
+    kill_http(server)
+    assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
+    assert quota(server)[0] == 0
+
+
+def test_a_job_that_ends_while_there_is_no_http_has_its_result(server):
+    """http is stopped, so the Result waits unread in the zygote's socket; then http is killed."""
+    job = submit(server, "import signal\nprint('up', flush=True)\nsignal.alarm(1)\nsignal.pause()\n")
+    read_until(server, job, "up")
+    pid = http_of(server)
+    os.kill(pid, signal.SIGSTOP)
+    wait_for_no_process_of_jobs(server)
+    kill_http(server)
+    found = wait_end(server, job)
+    assert (found["exit_reason"], found["execution_metadata"]["signal"]) == ("signaled", 14)
+
+
+def wait_for_no_process_of_jobs(server):
+    """Until every job's process has ended: on their descriptors."""
+    zygotes = set(zygotes_of(server))
+    for pid in servers.descendants(server.process.pid):
+        with contextlib.suppress(OSError, IndexError):
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if parent in zygotes and b"alarm" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                fd = os.pidfd_open(pid)
+                select.select([fd], [], [], 30)
+                os.close(fd)
+
+
+def test_queued_jobs_keep_their_place():
+    with servers.running(servers.NO_RATE_LIMIT + "[pool]\ncapacity = 1\nready = 1\n") as server:
+        blocker = submit(server, FOREVER)
+        read_until(server, blocker, "up")
+        # Ready zygotes of other kinds would take them: fill these, too.
+        blockers = [blocker]
+        while True:
+            job = submit(server, FOREVER)
+            if status(server, job)["queue_position"]:
+                break
+            blockers.append(job)
+            read_until(server, job, "up")
+        waiting = [job] + [submit(server, f"print({n})") for n in range(3)]
+        places = [status(server, job)["queue_position"] for job in waiting]
+        assert places == [1, 2, 3, 4]
+        kill_http(server)
+        assert [status(server, job)["queue_position"] for job in waiting] == places
+        assert all(status(server, job)["status"] == "running" for job in blockers)
+        server.client.post(f"/jobs/{waiting[0]}/cancel")
+        for job in blockers:
+            server.client.post(f"/jobs/{job}/cancel")
+        ends = [wait_end(server, job) for job in waiting[1:]]
+        assert [end["exit_reason"] for end in ends] == ["exited"] * 3
+        starts = [end["timeline"]["started"] for end in ends]
+        assert starts == sorted(starts)
+
+
+def test_a_run_in_flight_is_cut_off_and_its_key_leads_to_the_same_job(server):
+    code = "import time, os\nt = time.monotonic()\nwhile time.monotonic() - t < 1.5: pass\nprint(os.urandom(8).hex())"
+    headers = {"Idempotency-Key": "the-key-1"}
+    body = json.dumps({"code": code}).encode()
+    raw = socket.create_connection(server.url.removeprefix("http://").split(":"), timeout=30)
+    raw.sendall(
+        b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Idempotency-Key: the-key-1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    wait_active(server, 1)
+    kill_http(server)
+    with contextlib.suppress(ConnectionResetError):
+        assert raw.recv(1) == b""
+    raw.close()
+    first = server.client.post("/run", content=body, headers={**headers, "Content-Type": "application/json"}).json()
+    again = server.client.post("/run", content=body, headers={**headers, "Content-Type": "application/json"}).json()
+    assert first["exit_reason"] == "exited"
+    assert (first["job_id"], first["stdout"]) == (again["job_id"], again["stdout"])
+    assert quota(server) == (0, 1)
+
+
+def wait_active(server, count):
+    """Until so many jobs are there. Each answer is an event of the server's own."""
+    for _ in range(1000):
+        if server.client.get("/stats").json()["system"]["active_jobs"] >= count:
+            return
+    raise AssertionError("no job began")
+
+
+def test_an_upload_in_flight_is_cut_off_and_costs_nothing(server):
+    address = server.url.removeprefix("http://").split(":")
+    form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="main.py"\r\n\r\nprint(7)\r\n--b--\r\n'
+    head = (
+        b"POST /run HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        b"Idempotency-Key: upload-1\r\nContent-Length: %d\r\n\r\n" % len(form)
+    )
+    raw = socket.create_connection(address, timeout=30)
+    raw.sendall(head + form[:60])
+    while quota(server) != (1, 1):
+        pass  # the place is taken when the head is read
+    kill_http(server)
+    with contextlib.suppress(ConnectionResetError):
+        assert raw.recv(1) == b""
+    raw.close()
+    assert quota(server) == (0, 0)
+    with socket.create_connection(address, timeout=30) as raw:
+        raw.sendall(head + form)
+        assert b'"stdout":"7\\n"' in raw.recv(65536)
+    assert quota(server) == (0, 1)
+
+
+def test_http_killed_while_the_supervisor_is_stopped(server):
+    """What http had said is in the socket, and counts, however late it is read."""
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        answer = server.python("print('while you slept')")
+        assert answer["stdout"] == "while you slept\n"
+        running = submit(server, FOREVER)
+        read_until(server, running, "up")
+        pid = http_of(server)
+        os.kill(pid, signal.SIGKILL)
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    reconnect(server)
+    assert server.client.get(f"/logs/{answer['job_id']}").json()["stdout"] == "while you slept\n"
+    assert status(server, running)["status"] == "running"
+    assert server.client.post(f"/jobs/{running}/cancel").json()["exit_reason"] == "cancelled"
+
+
+def test_a_stopped_supervisor_fails_no_job(server):
+    job = submit(server, FOREVER, timeout=30)
+    read_until(server, job, "up")
+    os.kill(server.process.pid, signal.SIGSTOP)
+    assert server.python("print(1)")["stdout"] == "1\n"
+    os.kill(server.process.pid, signal.SIGCONT)
+    for n in range(12):
+        assert server.python(f"print({n})")["stdout"] == f"{n}\n"
+    assert status(server, job)["status"] == "running"
+
+
+# ── upgrade ──────────────────────────────────────────────────────────────────
+
+
+def test_an_upgrade_loses_no_job_and_refuses_no_request(server):
+    job = submit(server, FOREVER)
+    _, cursor = read_until(server, job, "up")
+    done = server.python("print('before')")["job_id"]
+    old = http_of(server)
+    fd = os.pidfd_open(old)
+    result = subprocess.Popen(
+        [sys.executable, "-m", "sandrun", "upgrade", "--pid", str(server.process.pid)],
+        stdout=subprocess.PIPE, text=True,
+    )
+    count = 0
+    while not select.select([fd], [], [], 0)[0]:
+        answer = httpx.post(f"{server.url}/run", json={"code": "print(1)"}, timeout=60)
+        if answer.status_code == 503:  # the new one takes over in this moment
+            assert answer.headers["retry-after"] == "1"
+            continue
+        assert answer.json()["stdout"] == "1\n"
+        count += 1
+    os.close(fd)
+    assert count
+    assert result.communicate(timeout=60)[0] == "sandrun: upgraded\n"
+    reconnect(server)
+    assert server.client.get(f"/logs/{done}").json()["stdout"] == "before\n"
+    assert http_of(server) != old
+    assert status(server, job)["status"] == "running"
+    assert server.client.get(f"/logs/{job}", params={"since": cursor}).json()["stdout"] == ""
+    assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
+
+
+# ── zygotes and spawners ─────────────────────────────────────────────────────
+
+
+def test_idle_zygotes_that_die_are_replaced(server):
+    assert server.python("print(0)")["stdout"] == "0\n"
+    for pid in zygotes_of(server):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for n in range(5):
+        assert server.python(f"print({n})")["stdout"] == f"{n}\n"
+    assert quota(server) == (0, 6)
+
+
+def test_a_job_whose_pid_1_is_killed_is_our_fault_costs_nothing_and_runs_once(server):
+    marker = submit(server, FOREVER)
+    idle = set(zygotes_of(server))
+    read_until(server, marker, "up")
+    (busy,) = [pid for pid in idle if is_busy(pid)]
+    before = quota(server)
+    os.kill(busy, signal.SIGKILL)
+    found = wait_end(server, marker)
+    assert found["exit_reason"] == "server_fault"
+    assert server.client.get(f"/logs/{marker}").json()["stdout"] == "up\n"
+    assert quota(server) == (before[0] - 1, before[1] - 1)
+
+
+def is_busy(pid):
+    """Whether a job's code runs below this PID 1: the log of ``FOREVER`` was written there."""
+    for child in servers.descendants(pid):
+        with contextlib.suppress(OSError):
+            if "pause" in Path(f"/proc/{child}/wchan").read_text() or "pause" in Path(
+                f"/proc/{child}/syscall"
+            ).read_text():
+                return True
+            if Path(f"/proc/{child}/syscall").read_text().split()[0] == "34":  # pause(2)
+                return True
+    return False
+
+
+def test_pid_1_and_http_are_killed_together(server):
+    job = submit(server, FOREVER)
+    read_until(server, job, "up")
+    (busy,) = [pid for pid in zygotes_of(server) if is_busy(pid)]
+    os.kill(busy, signal.SIGKILL)
+    kill_http(server)
+    found = wait_end(server, job)
+    assert found["exit_reason"] == "server_fault"
+    assert quota(server) == (0, 0)
+
+
+def test_a_spawner_that_dies_takes_no_job_with_it(server):
+    job = submit(server, FOREVER)
+    read_until(server, job, "up")
+    kill(spawner_of(server))
+    for n in range(8):  # more than were ready
+        assert server.python(f"print({n})")["stdout"] == f"{n}\n"
+    assert status(server, job)["status"] == "running"
+    assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
+
+
+# ── any order ────────────────────────────────────────────────────────────────
+
+
+def test_any_schedule_of_faults_ends_every_job_once(server):
+    """Random submits, cancels, deletes and kills. The seed is in the failure's output."""
+    seed = int(os.environ.get("SANDRUN_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
+    print(f"SANDRUN_SEED={seed}")  # noqa: T201
+    chance = random.Random(seed)  # noqa: S311
+    steps = int(os.environ.get("SANDRUN_STEPS", "40"))
+    jobs, deleted, keys = {}, set(), {}
+
+    def again(request):
+        """A request that a kill cut off is sent once more, as a client would."""
+        while True:
+            try:
+                return request()
+            except httpx.TransportError:
+                reconnect(server)
+
+    def begin():
+        token = f"{chance.randrange(1 << 64):016x}"
+        code = chance.choice(
+            [
+                f"print('{token}')",
+                f"print('{token}', flush=True)\nimport time\ntime.sleep(0.3)",
+                f"open('o', 'w').write('{token}')\nprint('{token}')",
+                f"print('{token}', flush=True)\nimport signal\nsignal.pause()",
+            ]
+        )
+        reply = again(
+            lambda: server.client.post(
+                "/submit", json={"code": code}, headers={"Idempotency-Key": token}
+            )
+        )
+        if reply.status_code == 503:
+            return
+        assert reply.status_code == 200, reply.text
+        jobs[reply.json()["job_id"]] = token
+        keys[token] = (code, reply.json()["job_id"])
+
+    def cancel():
+        if jobs:
+            job = chance.choice(list(jobs))
+            again(lambda: server.client.post(f"/jobs/{job}/cancel"))
+
+    def delete():
+        if jobs and chance.random() < 0.3:
+            job = chance.choice(list(jobs))
+            again(lambda: server.client.delete(f"/jobs/{job}"))
+            deleted.add(job)
+            del jobs[job]
+
+    def kill_zygote():
+        found = zygotes_of(server)
+        if found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(chance.choice(found), signal.SIGKILL)
+
+    def kill_one_http():
+        with contextlib.suppress(ValueError, ProcessLookupError):
+            os.kill(http_of(server), signal.SIGKILL)
+
+    def kill_spawner():
+        if chance.random() < 0.2:
+            with contextlib.suppress(StopIteration, ProcessLookupError):
+                os.kill(spawner_of(server), signal.SIGKILL)
+
+    def stop_and_go():
+        os.kill(server.process.pid, signal.SIGSTOP)
+        kill_one_http()
+        os.kill(server.process.pid, signal.SIGCONT)
+
+    def upgrade():
+        os.kill(server.process.pid, signal.SIGUSR2)
+
+    def replay():
+        if keys:
+            token = chance.choice(list(keys))
+            code, job = keys[token]
+            if job in jobs:
+                reply = again(
+                    lambda: server.client.post(
+                        "/submit", json={"code": code}, headers={"Idempotency-Key": token}
+                    )
+                )
+                assert reply.status_code == 503 or reply.json()["job_id"] == job
+
+    actions = [begin] * 6 + [cancel, delete, kill_zygote, replay, upgrade, stop_and_go, kill_spawner]
+    actions += [kill_one_http] * 3
+    for _ in range(steps):
+        chance.choice(actions)()
+    for job, token in jobs.items():
+        again(lambda job=job: server.client.post(f"/jobs/{job}/cancel"))
+        found = again(lambda job=job: wait_end(server, job))
+        assert found["exit_reason"] in ("exited", "cancelled", "server_fault"), found
+        text = again(lambda job=job: server.client.get(f"/logs/{job}").json()["stdout"])
+        assert text in ("", f"{token}\n"), (text, token)  # never run twice
+        if found["exit_reason"] == "exited":
+            assert text == f"{token}\n"
+            outputs = again(lambda job=job: server.client.get(f"/outputs/{job}").json()["files"])
+            assert bool(outputs) == keys[token][0].startswith("open")
+    for job in deleted:
+        assert again(lambda job=job: server.client.get(f"/status/{job}").status_code) == 404
+    assert again(lambda: quota(server))[0] == 0
+    assert again(lambda: server.python("print('end')"))["stdout"] == "end\n"
