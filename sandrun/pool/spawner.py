@@ -400,6 +400,7 @@ def main() -> None:
         templates.start_and_wait()
     gc.collect()
     gc.freeze()  # zygotes share these pages: keep the collector from touching them
+    gc.disable()  # nor is there much to collect in a process that serves one job
     channel.send(SpawnerReady(interpreters=interpreters))
     serve(channel, plan, templates)
 

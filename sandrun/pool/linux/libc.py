@@ -14,6 +14,7 @@ stays held), and because everything that becomes a job goes through one more
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import struct
 from typing import Final
@@ -79,10 +80,19 @@ class _MountAttr(ctypes.Structure):
     )
 
 
-def _check(result: int, what: str) -> int:
+def _check(result: int, what: str, about: object = None) -> int:
+    # The text is made only for a failure: formatting the name of a flag costs more
+    # than most of these calls.
     if result < 0:
         number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+        if isinstance(about, CLONE):
+            about = _names(about)
+        elif isinstance(about, PR | FSCONFIG):
+            about = about.name
+        elif about is not None:
+            about = repr(about)
+        where = what if about is None else f"{what}({about})"
+        raise OSError(number, f"{where}: {os.strerror(number)}")
     return result
 
 
@@ -94,31 +104,33 @@ def clone(flags: CLONE, signal: int) -> int:
     """A fork into new namespaces: 0 in the child, its pid in the caller. See above."""
     return _check(
         _syscall(_long(SYS.clone), _ulong(flags | signal), _ulong(0), _ulong(0), _ulong(0), _ulong(0)),
-        f"clone({_names(flags)})",
+        "clone",
+        flags,
     )
 
 
 def unshare(flags: CLONE) -> None:
     """man: unshare(2)."""
-    _check(_libc.unshare(flags), f"unshare({_names(flags)})")
+    _check(_libc.unshare(flags), "unshare", flags)
 
 
 def setns(fd: int, flags: CLONE) -> None:
     """man: setns(2); ``fd`` is a namespace or a pidfd."""
-    _check(_libc.setns(fd, flags), f"setns({_names(flags)})")
+    _check(_libc.setns(fd, flags), "setns", flags)
 
 
 def mount(source: str, target: str, fstype: str, flags: MS, data: str = "") -> None:
     """man: mount(2)."""
     _check(
         _libc.mount(source.encode(), target.encode(), fstype.encode(), flags, data.encode() or None),
-        f"mount({target!r})",
+        "mount",
+        target,
     )
 
 
 def umount(target: str, flags: MNT = MNT.DETACH) -> None:
     """man: umount2(2)."""
-    _check(_libc.umount2(target.encode(), flags), f"umount({target!r})")
+    _check(_libc.umount2(target.encode(), flags), "umount", target)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -140,7 +152,8 @@ def open_tree(path: str, *, recursive: bool = True) -> int:
         _syscall(
             _long(SYS.open_tree), _long(AT_FDCWD), ctypes.c_char_p(path.encode()), _ulong(flags)
         ),
-        f"open_tree({path!r})",
+        "open_tree",
+        path,
     )
 
 
@@ -174,7 +187,8 @@ def move_mount(fd: int, target: str) -> None:
             ctypes.c_char_p(target.encode()),
             _ulong(MOVE_MOUNT_F_EMPTY_PATH),
         ),
-        f"move_mount({target!r})",
+        "move_mount",
+        target,
     )
 
 
@@ -227,19 +241,25 @@ def _fsconfig(context: int, command: FSCONFIG, name: str = "", value: str = "") 
             ctypes.c_char_p(value.encode() or None),
             _long(0),
         ),
-        f"fsconfig({name or command.name})",
+        "fsconfig",
+        name or command,
     )
 
 
 def prctl(option: PR, argument: int = 0, argument2: int = 0) -> int:
     """man: prctl(2)."""
-    return _check(_libc.prctl(option, argument, argument2, 0, 0), f"prctl({option.name})")
+    return _check(_libc.prctl(option, argument, argument2, 0, 0), "prctl", option)
 
 
 def set_name(name: str) -> None:
     """What ``ps`` shows. man: prctl(2), PR_SET_NAME."""
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _libc.prctl(PR.SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
+    _libc.prctl(PR.SET_NAME, ctypes.addressof(_process_name(name)), 0, 0, 0)
+
+
+@functools.cache
+def _process_name(name: str) -> ctypes.Array[ctypes.c_char]:
+    # Kept: each length is a new type to ctypes, which is dear to make.
+    return ctypes.create_string_buffer(name.encode()[:15])
 
 
 def set_hostname(name: str) -> None:
@@ -261,9 +281,10 @@ def capset(effective: int, permitted: int, inheritable: int) -> None:
 
 def drop_bounding_set(keep: frozenset[int], last: int) -> None:
     """Empty the bounding set but for ``keep``; ``last`` is /proc's cap_last_cap."""
+    drop, option = _libc.prctl, int(PR.CAPBSET_DROP)
     for capability in range(last + 1):
-        if capability not in keep:
-            prctl(PR.CAPBSET_DROP, capability)
+        if capability not in keep and drop(option, capability, 0, 0, 0):
+            _check(-1, "prctl", PR.CAPBSET_DROP)
 
 
 def load_filter(program: bytes) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandrun import globs, journal
-from sandrun.channel import Channel, Closed, close_all
+from sandrun.channel import Channel, Closed, close_all, decoder
 from sandrun.errors import RequestError, SetupError
 from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict, encode_index
 from sandrun.logs import MAX_DATA, STDERR, STDOUT, SYSTEM, LogWriter
@@ -50,6 +50,9 @@ REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
 MAX_OUTPUT_FILES: Final = 10_000
+
+
+decoder(ToZygote)  # made before the fork, found by the Channel after it
 
 
 class Stop(Exception):
