@@ -214,8 +214,11 @@ class Manager:
         if spawner.process and spawner.process.returncode is None:
             spawner.process.kill()  # what it had ordered goes in _on_spawner_exit
         for zygote in list(self.zygotes.values()):
-            if zygote.kind.environment == name and zygote.state is not State.BUSY:
-                self.kill(zygote.id)
+            if zygote.kind.environment != name or zygote.state is State.BUSY:
+                continue
+            if zygote.state is State.LEASED:
+                self.to_http(Withdraw(zygote=zygote.id), ())
+            self.kill(zygote.id)
 
     def is_idle(self, name: str) -> bool:
         """Whether no job waits for this environment or runs in it."""
