@@ -375,11 +375,18 @@ class App:
         job.on_log(end)
 
     def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
-        """job.json asked for another sandbox. Once; a second time it is a fault of ours."""
+        """job.json asked for another sandbox, or the requirements must be installed first.
+
+        Once; more is a fault of ours.
+        """
         self.active.discard(job)
         if job.cancelled:
             self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
-        elif job.returned or self.draining or not self._allowed(spec):
+        elif (
+            job.returned >= (MAX_RETURNS if requirements else 1)
+            or self.draining
+            or not self._allowed(spec)
+        ):
             fault = "the job could not be moved to the sandbox that its job.json asks for"
             self._end(job, Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(fault,)), Usage())
         else:
@@ -533,9 +540,7 @@ class App:
         self.budget.give(job.charge)
         job.charge = 0
 
-    def _end(
-        self, job: Job, verdict: Verdict, usage: Usage, *, in_journal: bool = False
-    ) -> None:
+    def _end(self, job: Job, verdict: Verdict, usage: Usage, *, in_journal: bool = False) -> None:
         """The only way out. Gives back everything that was reserved for the job."""
         now = self.clock()
         self.release_upload(job)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 import servers
 import wheels
@@ -58,7 +61,9 @@ def test_requirements_inside_an_archive_named_by_the_manifest(node):
     assert (answer["exit_reason"], answer["stdout"]) == ("exited", WANTED), answer["evidence"]
 
 
-@pytest.mark.parametrize("line", ["-r /etc/passwd", "x @ file:///etc/passwd", "--index-url http://h/"])
+@pytest.mark.parametrize(
+    "line", ["-r /etc/passwd", "x @ file:///etc/passwd", "--index-url http://h/"]
+)
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_line_that_is_no_requirement_is_named(node, line, packed):
     files = asking(f"beta\n{line}\n")
@@ -68,6 +73,37 @@ def test_a_line_that_is_no_requirement_is_named(node, line, packed):
         answer = node.run(files, manifest=MANIFEST)
     assert answer["exit_reason"] == "dependency_error"
     assert "line 2" in answer["evidence"][0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_without_requirements_is_no_error(node, packed):
+    files = asking("# nothing yet\n", "print(1)")
+    if packed:
+        answer = node.run(archive=servers.tar_of(files), manifest=MANIFEST)
+    else:
+        answer = node.run(files, manifest=MANIFEST)
+    assert (answer["exit_reason"], answer["stdout"]) == ("exited", "1\n"), answer["evidence"]
+
+
+def test_a_restarted_http_loses_no_job_that_waits_for_its_requirements(node):
+    """A spare wheel makes a new lock, so that there is something to wait for."""
+    code = "import alpha; print(alpha.VERSION)"
+    job = node.post("/submit", asking("alpha>=0.5\n", code), manifest=MANIFEST).json()
+    http = next(
+        pid
+        for pid in servers.descendants(node.process.pid)
+        if b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
+    os.kill(http, signal.SIGKILL)
+    answer = {}
+    deadline = time.monotonic() + 60
+    while answer.get("status") not in ("completed", "failed") and time.monotonic() < deadline:
+        try:
+            answer = node.client.get(f"/status/{job['job_id']}").json()
+        except httpx.TransportError:
+            continue  # it is being started
+    assert answer["exit_reason"] == "exited", answer
+    assert node.client.get(f"/logs/{job['job_id']}").json()["stdout"] == "1.0\n"
 
 
 def test_what_the_index_has_not_ends_with_the_resolvers_words(node):
