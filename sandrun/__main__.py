@@ -78,8 +78,8 @@ def serve(argv: list[str]) -> int:
         import msgspec  # noqa: PLC0415 - a missing dependency gets a sentence, not a traceback
 
         from sandrun import config, supervisor  # noqa: PLC0415
-        from sandrun.pool import environments  # noqa: PLC0415
         from sandrun.errors import ConfigError, HostError, SetupError  # noqa: PLC0415
+        from sandrun.pool import environments  # noqa: PLC0415
     except ImportError as error:
         print(f"sandrun: {error}; install with: pip install .", file=sys.stderr)
         return EX_UNAVAILABLE

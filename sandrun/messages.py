@@ -210,6 +210,8 @@ ToHttp = (
     | Resized
     | PoolState
     | StoreState
+    | Installed
+    | InstallFailed
     | Leave
     | Drain
 )
@@ -297,7 +299,7 @@ class Kill(_Message, frozen=True):
     zygote: ZygoteId
 
 
-ToPool = Loaded | Keep | Forget | Ready | Taken | Resize | Want | Finished | Kill
+ToPool = Loaded | Keep | Forget | Ready | Taken | Resize | Want | Install | Finished | Kill
 
 
 # ── http → zygote ────────────────────────────────────────────────────────────
@@ -365,10 +367,14 @@ class LogGrew(_Message, frozen=True):
 
 class Elsewhere(_Message, frozen=True):
     """Nothing has run: job.json inside the archive asks for what this zygote cannot
-    give (another environment, another storage size). Dispatch ``spec`` again there.
+    give (another environment, another storage size), or the upload's requirements must
+    be installed first. Dispatch ``spec`` again there.
+
+    ``requirements``: text of the file that ``spec.requirements`` names, or "".
     """
 
     spec: JobSpec
+    requirements: Annotated[str, msgspec.Meta(max_length=65_536)] = ""
 
 
 class Result(_Message, frozen=True):

@@ -49,6 +49,8 @@ from sandrun.messages import (
     EnvironmentInfo,
     Finished,
     Forget,
+    Install,
+    InstallFailed,
     Keep,
     Kill,
     Leave,
@@ -64,11 +66,13 @@ from sandrun.messages import (
     Want,
     Welcome,
 )
-from sandrun.pool import seccomp
-from sandrun.pool.cgroup import Hierarchy
+from sandrun.pool import installs, package_index, seccomp
+from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.installs import Installs
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import PR
 from sandrun.pool.manager import Manager
+from sandrun.pool.zygote.group import GroupFiles
 from sandrun.restart import Restart
 from sandrun.store import Store
 
@@ -82,6 +86,9 @@ MAX_OUTBOX: Final = 4096
 MESSAGES_AT_ONCE: Final = 64
 ZYGOTE_FDS: Final = 21
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
+_BUILD_SLOT: Final = 1_000_000  # the control group of installers; no sandbox's number is as high
+_BUILD_MEMORY_MB: Final = 1024  # of installers, beside what they put into the cache
+_BUILD_PROCESSES: Final = 512
 
 
 def memory_fd(name: str, data: bytes) -> int:
@@ -343,6 +350,8 @@ class Supervisor:
         self.http_restart = Restart()
         self.notify = notify.from_environment()
         self.exit_code = 0
+        self.installs: Installs | None = None
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
@@ -400,7 +409,9 @@ class Supervisor:
             hear_http=self._hear_http,
             on_gone=self.store.zygote_gone,
         )
+        build_group: JobGroup | None = None
         try:
+            build_group = self._start_installs(hierarchy, programs["default"], available)
             await self.manager.start()
             self.welcome = self._make_welcome(probes)
             self._watchdog()
@@ -409,10 +420,46 @@ class Supervisor:
         finally:
             self.stopping = True
             self.notify("STOPPING=1")
+            if self.installs:
+                await self.installs.stop()
+            if build_group:
+                build_group.destroy()
             await self.manager.stop()
             for http in (self.http, self.next_http):
                 if http:
                     http.end()
+
+    def _start_installs(
+        self, hierarchy: Hierarchy, program: bytes, available: dict[str, bool]
+    ) -> JobGroup | None:
+        """What jobs' requirements need. Returns the control group of the installers."""
+        packages = self.config.packages
+        if not packages.requirements:
+            return None
+        noswap = available.get("tmpfs_noswap", False)
+        directory = installs.ram_directory(packages.cache_mb, noswap=noswap)
+        group = hierarchy.create_slot(_BUILD_SLOT)
+        control = group.control_files()
+        files = GroupFiles(*control)
+        # The cache's pages are charged to whoever wrote them: they count in here.
+        files.set_memory((packages.cache_mb + _BUILD_MEMORY_MB) * 1024 * 1024)
+        files.set_processes(_BUILD_PROCESSES)
+        index = package_index.discover(packages, os.environ)
+        factory = installs.installer_factory(self.config, index, program, control)
+        self.installs = Installs(self.config, self.manager, directory, factory, index)
+        return group
+
+    def _install(self, wish: Install) -> None:
+        if self.installs is None:
+            reason = "this server installs no requirements ([packages] requirements)"
+            self._to_http(InstallFailed(request=wish.request, reason=reason), ())
+            return
+        task = self.loop.create_task(self._answer(self.installs, wish))
+        self._answers.add(task)
+        task.add_done_callback(self._answers.discard)
+
+    async def _answer(self, installs: Installs, wish: Install) -> None:
+        self._to_http(await installs.install(wish), ())
 
     def _make_welcome(self, probes: tuple[doctor.Probe, ...]) -> Welcome:
         default = self.manager.spawners["default"]
@@ -534,6 +581,8 @@ class Supervisor:
                 self.manager.want(message.environment, message.warm, message.waiting)
             case Kill():
                 self.manager.kill(message.zygote)
+            case Install():
+                self._install(message)
             case Resize():
                 self.manager.resize(message.zygote, message.storage_bytes)
             case Ready():

@@ -14,9 +14,11 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http.archive import read_index
-from sandrun.http.jobs import Job, Phase, Registry
+from sandrun.http.jobs import MIN_QUEUE_S, Job, Phase, Registry
 from sandrun.http.leases import ANY, Leases
 from sandrun.http.ledger import Ledger
 from sandrun.http.metrics import Metrics
@@ -26,7 +28,11 @@ from sandrun.http.records import EndRecord
 from sandrun.http.restore import Restorer
 from sandrun.http.spool import Budget
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
+from sandrun.logs import STDERR, Record
 from sandrun.manifest import Rules
+from sandrun.messages import Install, Installed, InstallFailed
+from sandrun.remedies import remedy_for
+from sandrun.requirements import RequirementsError, parse
 
 if TYPE_CHECKING:
     import socket
@@ -48,6 +54,9 @@ if TYPE_CHECKING:
 
 OURS: Final = (ExitReason.SERVER_FAULT, ExitReason.HOST_PRESSURE)  # the quota is given back
 ACCOUNTS_EVERY_S: Final = 0.25  # how long a changed account waits to be written
+MAX_RETURNS: Final = 3  # with requirements: an http that was restarted meanwhile asks again
+INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
+REMEDY_LOG_BYTES: Final = 256 * 1024  # a longer log is not searched for a missing module
 LOST: Final = "the sandbox ended without a result"
 
 
@@ -91,6 +100,9 @@ class App:
         self.drained = asyncio.Event()  # nothing runs any more, or the supervisor is gone
         self.active: set[Job] = set()  # dispatched and not ended
         self.rules = Rules(maxima=self.maxima, interpreters={}, environments=())
+        self._installs: dict[int, Job] = {}
+        # A number of an earlier http must not be taken for one of ours.
+        self._next_install = int.from_bytes(random_bytes(6), "big") + 1
         self._waiting: dict[tuple[str, str], int] = {}
         self._unsaid: set[tuple[str, str]] = set()  # kinds whose number the pool may not know
         self._service_s = 1.0  # running average of a job's time in a sandbox
@@ -153,6 +165,8 @@ class App:
         self.ledger.on_accepted(job)
         self.queue.push(client, job)
         self._wait(job, 1)
+        if spec.requirements is not None and not spooled.has_archive:
+            self._install(job, spooled.text(spec.requirements))
         self._pump()
         if job.phase is Phase.QUEUED:
             self.ledger.on_queued(job)
@@ -165,6 +179,48 @@ class App:
 
     def _write_accounts_later(self) -> None:
         self.loop.call_later(ACCOUNTS_EVERY_S, self.ledger.flush)
+
+    # ── requirements ─────────────────────────────────────────────────────────
+
+    def _install(self, job: Job, text: str) -> None:
+        """Have the requirements of a queued job installed; it waits for the answer."""
+        self._wait(job, -1)  # nothing waits for a zygote of the old environment any more
+        try:
+            if (job.spec.requirements or "").endswith(".json"):
+                raise RequirementsError(1, "", "package.json is not installed by this server")
+            lines = parse(text)
+        except RequirementsError as error:
+            reason = f"{job.spec.requirements}: {error}"
+            verdict = Verdict(exit_reason=ExitReason.DEPENDENCY_ERROR, evidence=(reason,))
+            self._drop_queued(job, verdict)
+            return
+        number = self._next_install
+        self._next_install += 1
+        self._installs[number] = job
+        patience = self.config.packages.install_timeout_s + INSTALL_WAIT_S
+        job.on_installing(number, self.clock() + patience)
+        self.registry.watch(job)
+        wish = Install(request=number, environment=job.spec.environment, lines=lines)
+        self.leases.send(wish)
+
+    def on_installed(self, answer: Installed | InstallFailed) -> None:
+        """The requirements of a job are there, or cannot be had."""
+        job = self._installs.pop(answer.request, None)
+        if job is None or job.installing != answer.request:
+            return  # cancelled meanwhile
+        job.install_cpu_s = answer.cpu_seconds
+        if isinstance(answer, InstallFailed):
+            ours, theirs = ExitReason.SERVER_FAULT, ExitReason.DEPENDENCY_ERROR
+            reason = ours if answer.fault else theirs
+            self._drop_queued(job, Verdict(exit_reason=reason, evidence=(answer.reason,)))
+            return
+        now = self.clock()
+        wait_s = max(job.spec.limits.timeout_s, MIN_QUEUE_S)
+        job.on_installed(answer.environment, answer.log, now + wait_s)
+        self._wait(job, 1)
+        self.registry.watch(job)
+        self._arm()
+        self._pump()
 
     def kind(self, spec: JobSpec) -> tuple[str, str]:
         """(environment, warm interpreter) that suits ``spec`` best, as far as one can tell."""
@@ -217,6 +273,8 @@ class App:
         self._unsaid.clear()
 
     def _startable(self, job: Job) -> bool:
+        if job.installing:
+            return False
         if not self.leases.has(job.spec.environment):
             return False
         # The pool says how much memory new jobs may use; with nothing running, its
@@ -316,16 +374,23 @@ class App:
         """Its log has grown."""
         job.on_log(end)
 
-    def on_elsewhere(self, job: Job, spec: JobSpec) -> None:
-        """job.json asked for another sandbox. Once; a second time it is a fault of ours."""
+    def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
+        """job.json asked for another sandbox, or the requirements must be installed first.
+
+        Once; more is a fault of ours.
+        """
         self.active.discard(job)
         if job.cancelled:
             self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
-        elif job.returned or self.draining or not self._allowed(spec):
+        elif (
+            job.returned >= (MAX_RETURNS if requirements else 1)
+            or self.draining
+            or not self._allowed(spec)
+        ):
             fault = "the job could not be moved to the sandbox that its job.json asks for"
             self._end(job, Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(fault,)), Usage())
         else:
-            self._requeue(job, spec)
+            self._requeue(job, spec, requirements if spec.requirements is not None else None)
 
     def _allowed(self, spec: JobSpec) -> bool:
         """A zygote may have been taken over: never more than the operator's maxima."""
@@ -346,11 +411,13 @@ class App:
         else:
             self._requeue(job, None)
 
-    def _requeue(self, job: Job, spec: JobSpec | None) -> None:
+    def _requeue(self, job: Job, spec: JobSpec | None, requirements: str | None = None) -> None:
         job.on_returned(self.clock(), spec)
         self.ledger.on_returned(job)
         self.queue.push(job.client, job, first=True)
         self._wait(job, 1)
+        if requirements is not None:
+            self._install(job, requirements)
         self.registry.watch(job)
         self._arm()
         self._pump()
@@ -373,6 +440,8 @@ class App:
                 signal=verdict.signal,
                 evidence=verdict.evidence,
             )
+        if verdict.exit_reason is ExitReason.NONZERO_EXIT and verdict.remedy is None:
+            verdict = self._with_remedy(job, verdict)
         if result.index_size and job.kept is not None:
             try:
                 index = read_index(job.kept.outputs_fd, result.index_offset, result.index_size)
@@ -385,6 +454,23 @@ class App:
                 job.outputs = {file.path: file for file in index.files}
                 job.skipped = {skipped.path: skipped.reason for skipped in index.skipped}
         return verdict
+
+    def _with_remedy(self, job: Job, verdict: Verdict) -> Verdict:
+        """A module that is not there leads to the environment that has it."""
+        if job.kept is None or not 0 < job.log_end <= REMEDY_LOG_BYTES:
+            return verdict
+        try:
+            entries = job.kept.log.read(0, REMEDY_LOG_BYTES)
+        except (ProtocolError, ValueError):  # damaged: the verdict says the rest
+            return verdict
+        said = [e.data for e in entries if isinstance(e, Record) and e.stream == STDERR]
+        remedy = remedy_for(
+            b"".join(said).decode("utf-8", "replace"),
+            self.welcome.environments if self.welcome else (),
+            job.spec.environment,
+            requirements=self.config.packages.requirements,
+        )
+        return msgspec.structs.replace(verdict, remedy=remedy)
 
     def on_supervisor_gone(self) -> None:
         """Nothing can go on without it; it restarts us if it is still there."""
@@ -437,7 +523,11 @@ class App:
 
     def _drop_queued(self, job: Job, verdict: Verdict) -> None:
         self.queue.remove(job.client, job)
-        self._wait(job, -1)
+        if job.installing:
+            self._installs.pop(job.installing, None)
+            job.installing = 0
+        else:
+            self._wait(job, -1)
         self._end(job, verdict, Usage())
 
     def release_upload(self, job: Job) -> None:
@@ -450,9 +540,7 @@ class App:
         self.budget.give(job.charge)
         job.charge = 0
 
-    def _end(
-        self, job: Job, verdict: Verdict, usage: Usage, *, in_journal: bool = False
-    ) -> None:
+    def _end(self, job: Job, verdict: Verdict, usage: Usage, *, in_journal: bool = False) -> None:
         """The only way out. Gives back everything that was reserved for the job."""
         now = self.clock()
         self.release_upload(job)
@@ -472,8 +560,8 @@ class App:
         if never_ran_by_us:
             self.quota.refund(job.client, job.admitted, now)
         else:
-            self.quota.settle(job.client, usage.cpu_seconds, now)
-        self.queue.settle(job.client, usage.cpu_seconds)
+            self.quota.settle(job.client, usage.cpu_seconds + job.install_cpu_s, now)
+        self.queue.settle(job.client, usage.cpu_seconds + job.install_cpu_s)
 
     def close_job(self, job: Job, verdict: Verdict, usage: Usage, ended: float) -> None:
         """It has ended: from now on it only waits to be read."""

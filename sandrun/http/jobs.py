@@ -24,6 +24,8 @@ from enum import Enum
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from sandrun.job import MIB, ExitReason, JobSpec, OutputFile, Usage, Verdict
 
 if TYPE_CHECKING:
@@ -128,6 +130,9 @@ class Job:
         "given",
         "id",
         "idempotency_key",
+        "install_cpu_s",
+        "install_log",
+        "installing",
         "job_hash",
         "kept",
         "key",
@@ -187,6 +192,9 @@ class Job:
         self.deadline = now + max(spec.limits.timeout_s, MIN_QUEUE_S)
         self.watched: float | None = None  # when the registry looks at it next
         self.returned = 0
+        self.installing = 0  # number of the request to install its requirements, or 0
+        self.install_cpu_s = 0.0  # is charged like the job's own
+        self.install_log = ""
         self.cancelled = False
         self.kept: Kept | None = None
         self.log_end = 0
@@ -255,6 +263,22 @@ class Job:
         if spec is not None:
             self.spec = spec
         self.deadline = now + max(self.spec.limits.timeout_s, MIN_QUEUE_S)
+        self.notify()
+
+    def on_installing(self, request: int, deadline: float) -> None:
+        """It waits for its requirements."""
+        self.installing = request
+        self.deadline = max(self.deadline, deadline)
+        self.notify()
+
+    def on_installed(self, environment: str, log: str, deadline: float) -> None:
+        """They are there, in an environment of their own."""
+        self.installing = 0
+        self.install_log = log
+        self.spec = msgspec.structs.replace(self.spec, environment=environment)
+        if "environment" not in self.given:
+            self.given = (*self.given, "environment")  # wins over the archive's job.json
+        self.deadline = max(self.deadline, deadline)
         self.notify()
 
     def on_ended(self, verdict: Verdict, usage: Usage, now: float) -> None:

@@ -31,6 +31,8 @@ from sandrun.messages import (
     Elsewhere,
     Finished,
     FromZygote,
+    Installed,
+    InstallFailed,
     Kill,
     Lease,
     Leave,
@@ -129,6 +131,9 @@ class Listener(Protocol):
     def on_leave(self, leave: Leave) -> None:
         """Another http takes over."""
 
+    def on_installed(self, answer: Installed | InstallFailed) -> None:
+        """The requirements of a job are there, or cannot be had."""
+
     def on_drain(self, drain: Drain) -> None:
         """No more jobs."""
 
@@ -141,7 +146,7 @@ class Listener(Protocol):
     def on_log(self, job: Job, end: int) -> None:
         """Its log has grown to ``end``."""
 
-    def on_elsewhere(self, job: Job, spec: JobSpec) -> None:
+    def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
         """It belongs into another sandbox; nothing has run."""
 
     def on_result(self, job: Job, result: Result) -> None:
@@ -258,6 +263,8 @@ class Leases:
                 self._listener.on_leave(message)
             case PoolState():
                 self._listener.on_pool_state(message)
+            case Installed() | InstallFailed():
+                self._listener.on_installed(message)
             case Drain():
                 self._listener.on_drain(message)
             case _:
@@ -478,7 +485,7 @@ class Leases:
                     raise ProtocolError("Elsewhere after Started")
                 self._retire(zygote)
                 self.send(Finished(zygote=zygote.id))
-                self._listener.on_elsewhere(job, message.spec)
+                self._listener.on_elsewhere(job, message.spec, message.requirements)
             case Result():
                 # The waiting request is woken first: what follows here only cleans up.
                 self._listener.on_result(job, message)

@@ -206,7 +206,7 @@ class Restorer:
             verdict = app.take_result(job, message)
             self._ended(job, verdict, message.usage, t, unsettled=unsettled)
         elif isinstance(message, Elsewhere):
-            app.on_elsewhere(job, message.spec)
+            app.on_elsewhere(job, message.spec, message.requirements)
 
     def _dispatched(self, job: Job, kept: Kept, dispatched: float) -> None:
         job.on_dispatched(kept, dispatched)

@@ -60,6 +60,9 @@ class Budget:
         self.used -= size
 
 
+MAX_TEXT: Final = 65_537  # one more than requirements.py takes
+
+
 class Spooled(NamedTuple):
     """A complete submission. ``charge`` bytes are owed back to the budget."""
 
@@ -76,6 +79,17 @@ class Spooled(NamedTuple):
         found = [(file.path, file.executable) for file in self.files]
         found += [(part.path, part.executable) for part in self.parts if part.kind == "file"]
         return found
+
+    def text(self, path: str) -> str:
+        """A small plain text, such as requirements.txt; "" if it is not there."""
+        for file in self.files:
+            if file.path == path:
+                return file.data.decode("utf-8", "replace")
+        for part in self.parts:
+            if part.path == path and self.upload is not None:
+                size = min(part.size, MAX_TEXT)
+                return os.pread(self.upload.fd, size, part.offset).decode("utf-8", "replace")
+        return ""
 
     def first_line(self, path: str) -> bytes:
         """The first 256 bytes of a plain file."""

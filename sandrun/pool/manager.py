@@ -114,6 +114,7 @@ class Spawner:
         self.ready = asyncio.Event()
         self.restart = Restart()
         self.up = False
+        self.retired = False  # its environment has been removed
 
 
 class Manager:
@@ -158,6 +159,8 @@ class Manager:
         # Build and entrypoint each have the time-out.
         self.watchdog_s = 2 * maxima.timeout_s + UNPACK_S + WATCHDOG_MARGIN_S
         self.stopping = False
+        self._next_index = len(self.spawners)  # of the ids' ranges
+        self._free_indices: list[int] = []
         self._next_id = 1
         self._next_slot = 0
         self._next_group = 0
@@ -184,6 +187,48 @@ class Manager:
         for spawner in self.spawners.values():
             self.kinds += self._kinds_of(spawner)
         self.loop.call_later(WATCHDOG_PERIOD_S, self._watch)
+
+    async def add_environment(self, name: str, environment: Environment, directory: str) -> None:
+        """One more environment, while we run. Raises :class:`SetupError`."""
+        if self._free_indices:
+            index = self._free_indices.pop()
+        else:
+            index = self._next_index
+            self._next_index += 1
+        spawner = self.spawners[name] = Spawner(name, environment, index)
+        self.directories[name] = directory
+        self._start_spawner(spawner)
+        await spawner.ready.wait()
+        if not spawner.up:
+            self.remove_environment(name)
+            raise SetupError("spawner", 0, spawner.restart.cause)
+        self.kinds += self._kinds_of(spawner)
+        self.refill()
+
+    def remove_environment(self, name: str) -> None:
+        """End an environment that was added; a job that runs in it goes on."""
+        spawner = self.spawners.pop(name)
+        spawner.retired = True
+        del self.directories[name]
+        self.kinds = [kind for kind in self.kinds if kind.environment != name]
+        if spawner.process and spawner.process.returncode is None:
+            spawner.process.kill()  # what it had ordered goes in _on_spawner_exit
+        for zygote in list(self.zygotes.values()):
+            if zygote.kind.environment != name or zygote.state is State.BUSY:
+                continue
+            if zygote.state is State.LEASED:
+                self.to_http(Withdraw(zygote=zygote.id), ())
+            self.kill(zygote.id)
+
+    def is_idle(self, name: str) -> bool:
+        """Whether no job waits for this environment or runs in it."""
+        waiting = any(kind.wanted for kind in self.kinds if kind.environment == name)
+        running = any(
+            zygote.state is State.BUSY
+            for zygote in self.zygotes.values()
+            if zygote.kind.environment == name
+        )
+        return not waiting and not running
 
     def _kinds_of(self, spawner: Spawner) -> list[Kind]:
         env = spawner.environment
@@ -272,20 +317,27 @@ class Manager:
         self._forget_spawner(spawner)
         if self.stopping:
             return
+        if spawner.retired:
+            self._drop_ordered(spawner)
+            self._free_indices.append(spawner.index)
+            return
         spawner.up = False
         cause = spawner.restart.cause or f"exit status {code}"
         delay = spawner.restart.on_failure(time.monotonic(), cause)
         log.warning("spawner %s ended (%s); next try in %.2f s", spawner.name, cause, delay)
         if not spawner.ready.is_set() and spawner.restart.failures >= 3:
             spawner.ready.set()
-        for zygote in list(self.zygotes.values()):
-            if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
-                self._gone(zygote)
+        self._drop_ordered(spawner)
         self.loop.call_later(delay, self._restart_spawner, spawner)
         self.report()
 
+    def _drop_ordered(self, spawner: Spawner) -> None:
+        for zygote in list(self.zygotes.values()):
+            if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
+                self._gone(zygote)
+
     def _restart_spawner(self, spawner: Spawner) -> None:
-        if not self.stopping:
+        if not self.stopping and not spawner.retired:
             self._start_spawner(spawner)
 
     def _forget_spawner(self, spawner: Spawner) -> None:
@@ -634,11 +686,12 @@ class Manager:
     @property
     def fault(self) -> str:
         """The first cause why jobs cannot be served, or ""."""
-        for spawner in self.spawners.values():
+        for name in self.config.environments:  # those of requirements come and go
+            spawner = self.spawners[name]
             if not spawner.up:
                 return f"environment {spawner.name}: {spawner.restart.cause or 'starting'}"
         for kind in self.kinds:
-            if kind.restart.fault:
+            if kind.restart.fault and kind.environment in self.config.environments:
                 return f"{kind.environment}/{kind.warm}: {kind.restart.fault}"
         return ""
 

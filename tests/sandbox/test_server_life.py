@@ -152,7 +152,7 @@ def test_no_file_of_a_job_is_on_a_disk(server):
         with server.client.stream("GET", f"/logs/{job['job_id']}/stream") as response:
             next(response.iter_text())
             for pid in servers.descendants(server.process.pid):
-                assert _on_disk(pid) == []
+                assert _on_disk(pid, server.process.pid) == []
     finally:
         server.client.delete(f"/jobs/{job['job_id']}")
 
@@ -160,8 +160,12 @@ def test_no_file_of_a_job_is_on_a_disk(server):
 DISKLESS = {"tmpfs", "proc", "devtmpfs", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"}
 
 
-def _on_disk(pid):
-    """Writable descriptors on, and writable mounts of, a real file system."""
+def _on_disk(pid, supervisor):
+    """Writable descriptors on, and writable mounts of, a real file system.
+
+    The supervisor has a mount namespace of its own, for its cache of packages: the
+    host's mounts as it sees them, and as http does.
+    """
     found = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -175,7 +179,7 @@ def _on_disk(pid):
             writable = flags & (os.O_WRONLY | os.O_RDWR)
             if writable and not target.startswith(("/memfd:", "/sys/fs/cgroup/")):
                 found.append(target)
-        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink(f"/proc/{supervisor}/ns/mnt"):
             for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
                 fields = line.split()
                 kind = fields[fields.index("-") + 1]

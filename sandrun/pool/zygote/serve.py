@@ -155,7 +155,7 @@ class Init:
         except Over as error:
             over = error.verdict
         except _Elsewhere as error:
-            self._send(Elsewhere(spec=error.spec))
+            self._send(Elsewhere(spec=error.spec, requirements=error.requirements))
             self._await_dismissal()
             return 0
         except SetupError as error:
@@ -266,17 +266,24 @@ class Init:
         except OSError as error:
             raise Over(_upload_error(f"{file.path}: {error.strerror}")) from error
         if not fds:
+            self._need_installed(dispatch.spec, _requirements_of(dispatch))
             return dispatch.spec
-        spec = self._unpack(dispatch, fds[0])
+        spec, requirements = self._unpack(dispatch, fds[0])
         self._check_limits(msgspec.structs.replace(spec, environment=self.plan.environment))
         if (
             spec.environment != self.plan.environment
             or spec.limits.storage_bytes != dispatch.spec.limits.storage_bytes
         ):
-            raise _Elsewhere(spec)
+            raise _Elsewhere(spec, requirements)
+        self._need_installed(spec, requirements)
         return spec
 
-    def _unpack(self, dispatch: Dispatch, upload_fd: int) -> JobSpec:
+    def _need_installed(self, spec: JobSpec, requirements: str) -> None:
+        """Installed requirements make an environment of their own; this may be a named one."""
+        if requirements and self.plan.environment in self.plan.known_environments:
+            raise _Elsewhere(spec, requirements)
+
+    def _unpack(self, dispatch: Dispatch, upload_fd: int) -> tuple[JobSpec, str]:
         """Let a child under the job's uid, limits and filter open the archives."""
         report = bytearray()
         process = child.fork_confined(
@@ -307,7 +314,7 @@ class Init:
             raise Over(_upload_error("the archive could not be unpacked")) from None
         if isinstance(answer, unpack.Refused):
             raise Over(_upload_error(answer.reason))
-        return answer.spec
+        return answer.spec, answer.requirements
 
     def _set_limits(self, spec: JobSpec) -> None:
         limits, default = spec.limits, self.plan.default_limits
@@ -685,10 +692,18 @@ class Init:
             self.nudged = self.log.end
 
 
+def _requirements_of(dispatch: Dispatch) -> str:
+    for file in dispatch.files:
+        if file.path == dispatch.spec.requirements:
+            return file.data.decode("utf-8", "replace")
+    return ""
+
+
 class _Elsewhere(Exception):  # noqa: N818 - not an error
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, requirements: str) -> None:
         super().__init__(spec.environment)
         self.spec = spec
+        self.requirements = requirements
 
 
 def _upload_error(reason: str) -> Verdict:

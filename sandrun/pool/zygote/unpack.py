@@ -57,6 +57,7 @@ MAX_GZIP_MEMBERS: Final = 1000  # parallel compressors write one per block or so
 MAX_PADDING: Final = 1024 * 1024  # zeros after a tar's end; GNU tar pads to 10 KiB
 PIECE: Final = 256 * 1024
 HEAD_BYTES: Final = 256  # of a file, to find its #! line
+MAX_REQUIREMENTS: Final = 65_536  # bytes of text, as in messages.Elsewhere
 JOB_JSON: Final = "job.json"
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -923,6 +924,7 @@ class Unpacked(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unkno
     files: int = 0
     bytes: int = 0
     root: str = ""  # the directory that was taken away
+    requirements: str = ""  # text of the file that the spec names
 
 
 class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
@@ -962,6 +964,14 @@ def unpack_and_resolve(
             rules = manifest.Rules(max_limits, extensions, environments)
             data = read_head(upload.work_fd, JOB_JSON, manifest.MAX_BYTES + 1)
             merged = manifest.overlay(spec, given, manifest.parse(data, rules, JOB_JSON))
+        requirements = ""
+        if merged.requirements is not None:
+            if merged.requirements not in known:
+                raise UploadRefused(merged.requirements, "it is named as requirements and not there")
+            head = read_head(upload.work_fd, merged.requirements, MAX_REQUIREMENTS + 1)
+            if len(head) > MAX_REQUIREMENTS:
+                raise UploadRefused(merged.requirements, "requirements take 64 KiB at most")
+            requirements = head.decode("utf-8", "replace")
         if _fits(spec, merged):
             merged = manifest.complete(
                 merged,
@@ -973,7 +983,13 @@ def unpack_and_resolve(
         return Refused(reason=str(error))
     except OSError as error:
         return Refused(reason=f"the upload cannot be written: {error.strerror}")
-    return Unpacked(spec=merged, files=len(known), bytes=report.bytes, root=report.root)
+    return Unpacked(
+        spec=merged,
+        files=len(known),
+        bytes=report.bytes,
+        root=report.root,
+        requirements=requirements,
+    )
 
 
 def _fits(spec: JobSpec, merged: JobSpec) -> bool:
