@@ -105,10 +105,13 @@ class _progress:  # noqa: N801 - used as a function
 
 def _remote(url: str, cases: Sequence[Case], jobs: int, on_end: _progress) -> list[Outcome]:
     target = Target(url)
-    health = target.get("/health")
-    if health.status != http.client.OK:
-        raise Unable(f"{url} is not ready: {health.body[:300]!r}")
-    return run_all(cases, target, jobs, on_end)
+    try:
+        health = target.get("/health")
+        if health.status != http.client.OK:
+            raise Unable(f"{url} is not ready: {health.body[:300]!r}")
+        return run_all(cases, target, jobs, on_end)
+    finally:
+        target.close()
 
 
 def _local(
@@ -121,6 +124,7 @@ def _local(
         target.run({"main.py": "print(1)"})  # the first job makes what stays: pycache, pools
         before = host.look(pid, canaries)
         outcomes = run_all(cases, target, jobs, on_end)
+        target.close()
         changed = host.settled(pid, canaries, before)
     outcomes.append(
         Outcome(case=_HOST_CASE, state="broken" if changed else "held", detail="; ".join(changed))
@@ -138,18 +142,23 @@ def serving(config: Path | None) -> Iterator[tuple[str, int]]:
         process = subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        assert process.stdout is not None
+        reader = threading.Thread(target=process.stdout.read, daemon=True)
         timer = threading.Timer(_START_TIMEOUT_S, process.kill)
         timer.start()
         try:
             url = _wait_for_url(process)
             timer.cancel()
             # Nobody must block on a full pipe: its log is read and dropped.
-            threading.Thread(target=process.stdout.read, daemon=True).start()  # type: ignore[union-attr]
+            reader.start()
             yield url, process.pid
         finally:
             timer.cancel()
             process.terminate()
             process.wait(60)
+            if reader.is_alive():
+                reader.join(10)
+            process.stdout.close()
 
 
 def _without_limits(config: Path | None) -> str:

@@ -128,6 +128,7 @@ class Target:
         self._lock = threading.Lock()
         self._programs: frozenset[str] | None = None
         self._local = threading.local()
+        self._connections: list[http.client.HTTPConnection] = []
 
     @property
     def authority(self) -> str:
@@ -152,8 +153,7 @@ class Target:
                 response = connection.getresponse()
                 data = response.read(MAX_ANSWER)
             except (http.client.HTTPException, OSError) as error:
-                connection.close()
-                self._local.connection = None
+                connection.close()  # it connects again when it is used again
                 # A kept connection may end between two requests; that is no fault.
                 if attempt == 1 and not isinstance(error, TimeoutError):
                     continue
@@ -178,7 +178,16 @@ class Target:
             else:
                 connection = http.client.HTTPConnection(self.host, self.port, timeout=TIMEOUT_S)
             self._local.connection = connection
+            with self._lock:
+                self._connections.append(connection)
         return connection
+
+    def close(self) -> None:
+        """Close the kept connections of all threads; a later request opens new ones."""
+        with self._lock:
+            connections, self._connections = self._connections, []
+        for connection in connections:
+            connection.close()
 
     # ── jobs ─────────────────────────────────────────────────────────────────
 
