@@ -23,14 +23,12 @@ from __future__ import annotations
 import gc
 import os
 import select
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 from sandrun.channel import Channel, Closed, close_all
@@ -49,13 +47,16 @@ from sandrun.pool import mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
 from sandrun.pool.templates import Templates
-from sandrun.pool.zygote import boot
+from sandrun.pool.zygote import boot, child
 
 OUTER_IDS: Final = 65_536
 ZYGOTE_NAMESPACES: Final = (
     CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWNET | CLONE.NEWIPC | CLONE.NEWUTS
 )
-_NEW_ROOT: Final = "/tmp"  # noqa: S108 - hidden under a tmpfs of our own mount namespace
+_NEW_ROOT: Final = "/tmp"
+NOT_STARTED: Final = 127  # as a shell says it
+PROBE_TIMEOUT_S: Final = 5.0  # of `python3 --version` and the like
+PROBE_MAX_BYTES: Final = 64 * 1024
 _COPY_MAX_BYTES: Final = 4 * 1024 * 1024
 # (where it lies below mounts.RUNTIME, our file)
 _RUNTIME_FILES: Final = (
@@ -87,12 +88,12 @@ def top_level() -> list[tuple[str, str]]:
 
 
 def _plan(prepare: Prepare) -> tuple[mounts.Entry, ...]:
-    zygote_dir = Path(boot.__file__).parent
+    zygote_dir = os.path.dirname(boot.__file__)
     return mounts.plan(
         top_level(),
         [name for name in mounts.ETC_COPIED if os.path.exists(f"/etc/{name}")],
         prepare.environment_dir,
-        [(name, (zygote_dir / source).read_bytes()) for name, source in _RUNTIME_FILES],
+        [(name, _read(f"{zygote_dir}/{source}")) for name, source in _RUNTIME_FILES],
     )
 
 
@@ -103,9 +104,7 @@ def build_root(entries: tuple[mounts.Entry, ...]) -> None:
         entry.path: _bindable(entry.source) for entry in entries if isinstance(entry, mounts.Bind)
     }
     copies = {
-        entry.path: _copied(Path(entry.source))
-        for entry in entries
-        if isinstance(entry, mounts.Copy)
+        entry.path: _copied(entry.source) for entry in entries if isinstance(entry, mounts.Copy)
     }
     libc.mount("sandrun", _NEW_ROOT, "tmpfs", MS.NOSUID, "mode=755,size=32m")
     for entry in entries:
@@ -119,7 +118,7 @@ def build_root(entries: tuple[mounts.Entry, ...]) -> None:
                 os.symlink(target, path)
             case mounts.Device(_, major, minor):
                 os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-                os.chmod(path, 0o666)  # mknod obeys the umask
+                os.chmod(path, 0o666)  # noqa: S103 - as devices are; mknod obeys the umask
             case mounts.Bind():
                 libc.move_mount(trees[entry.path], path)
                 os.close(trees[entry.path])
@@ -135,25 +134,30 @@ def _bindable(source: str) -> int:
     return tree
 
 
-def _copied(source: Path) -> dict[str, bytes | str | None]:
+def _copied(source: str) -> dict[str, bytes | str | None]:
     """A small tree in memory: content, link target, or None for a directory."""
     tree: dict[str, bytes | str | None] = {}
     left = _COPY_MAX_BYTES
     stack = [(source, "")]
     while stack:
         path, relative = stack.pop()
-        info = path.lstat()
+        info = os.lstat(path)
         if stat.S_ISLNK(info.st_mode):
             tree[relative] = os.readlink(path)
         elif stat.S_ISDIR(info.st_mode):
             tree[relative] = None
-            stack += ((child, f"{relative}/{child.name}") for child in path.iterdir())
+            stack += ((f"{path}/{name}", f"{relative}/{name}") for name in os.listdir(path))
         elif stat.S_ISREG(info.st_mode) and info.st_mode & stat.S_IROTH:
             left -= info.st_size
             if left < 0:
                 break
-            tree[relative] = path.read_bytes()
+            tree[relative] = _read(path)
     return tree
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _paste(tree: dict[str, bytes | str | None], target: str) -> None:
@@ -186,18 +190,11 @@ def _compile_runtime(prepare: Prepare) -> None:
         "import py_compile as p; "
         f"p.compile({path!r}, doraise=True, invalidation_mode=p.PycInvalidationMode.UNCHECKED_HASH)"
     )
-    try:
-        done = subprocess.run(
-            [spec.command[0], "-I", "-S", "-c", code],
-            stdin=subprocess.DEVNULL,
-            env=mounts.job_environment(search_path(prepare)),
-            preexec_fn=lambda: os.chroot(_NEW_ROOT),  # noqa: PLW1509 - we have one thread
-            cwd="/",
-            check=False,
-        )
-    except FileNotFoundError:
-        return
-    if done.returncode:
+    argv = (spec.command[0], "-I", "-S", "-c", code)
+    env = mounts.job_environment(search_path(prepare))
+    pid = _start(argv, env, lambda: os.chroot(_NEW_ROOT), 2)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status not in (0, NOT_STARTED):
         raise OSError(0, f"python3 cannot compile {path}")
 
 
@@ -272,22 +269,14 @@ def write_id_maps(pid: int, inside: int, outside: int, count: int) -> None:
 def find_interpreters(prepare: Prepare) -> tuple[InterpreterInfo, ...]:
     """Those of the configured interpreters that the new root has, with versions."""
     path = search_path(prepare)
-    found = []
-    for name, spec in prepare.interpreters.items():
-        program = shutil.which(spec.command[0], path=path)
-        if program:
-            found.append((name, spec, program))
+    found = [
+        (name, spec, program)
+        for name, spec in prepare.interpreters.items()
+        if (program := _on_path(spec.command[0], path))
+    ]
+    env = mounts.job_environment(path)
     probes = [
-        subprocess.Popen(  # noqa: S603 - a program of the root file system, found above
-            (program, "version" if name == "go" else "--version"),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=mounts.job_environment(path),
-            user=mounts.JOB_UID,
-            group=mounts.GID,
-            extra_groups=[],
-        )
+        _probe((program, "version" if name == "go" else "--version"), env)
         for name, _, program in found
     ]
     return tuple(
@@ -295,22 +284,85 @@ def find_interpreters(prepare: Prepare) -> tuple[InterpreterInfo, ...]:
             name=name,
             path=program,
             extensions=spec.extensions,
-            version=_first_line(probe),
+            version=_first_line(*probe),
             mode=spec.mode,
         )
         for (name, spec, program), probe in zip(found, probes, strict=True)
     )
 
 
-def _first_line(probe: subprocess.Popen[bytes]) -> str:
+# By hand what shutil and subprocess do: every module imported here is copied into
+# every zygote, and these two bring thirty.
+
+
+def _on_path(command: str, path: str) -> str:
+    """Where an executable is, or ""."""
+    places = [command] if "/" in command else [f"{place}/{command}" for place in path.split(":")]
+    for place in places:
+        if os.path.isfile(place) and os.access(place, os.X_OK):
+            return place
+    return ""
+
+
+def _start(
+    argv: tuple[str, ...], env: dict[str, str], enter: Callable[[], None], output: int
+) -> int:
+    """Start a program with its output on a descriptor, after ``enter()``; its pid.
+
+    Its exit status is NOT_STARTED if there is no such program.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
     try:
-        out, _ = probe.communicate(timeout=5)
-    except subprocess.TimeoutExpired:
-        probe.kill()
-        probe.communicate()
-        return ""
-    lines = [line for line in out.decode(errors="replace").splitlines() if line.strip()]
-    return lines[0][:200] if lines and probe.returncode == 0 else ""
+        output = child.above(output)
+        null = child.above(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        for target, fd in enumerate((null, output, output)):
+            os.dup2(fd, target)
+        os.closerange(3, 1 << 20)
+        enter()
+        for number in (signal.SIGPIPE, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir("/")
+        os.execvpe(argv[0], argv, env)
+    finally:
+        os._exit(NOT_STARTED)
+
+
+def _become_job() -> None:
+    os.setgroups([])
+    os.setresgid(mounts.GID, mounts.GID, mounts.GID)
+    os.setresuid(mounts.JOB_UID, mounts.JOB_UID, mounts.JOB_UID)
+
+
+def _probe(argv: tuple[str, ...], env: dict[str, str]) -> tuple[int, int]:
+    """Start a program as the job's uid: its pid, and where its output can be read."""
+    out_r, out_w = os.pipe()
+    pid = _start(argv, env, _become_job, out_w)
+    os.close(out_w)
+    return pid, out_r
+
+
+def _first_line(pid: int, out_r: int) -> str:
+    deadline = time.monotonic() + PROBE_TIMEOUT_S
+    output = b""
+    poll = select.poll()
+    poll.register(out_r, select.POLLIN)
+    while len(output) < PROBE_MAX_BYTES:
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not poll.poll(left_s * 1000):
+            os.kill(pid, signal.SIGKILL)
+            break
+        data = os.read(out_r, 4096)
+        if not data:
+            break
+        output += data
+    else:
+        os.kill(pid, signal.SIGKILL)
+    os.close(out_r)
+    _, status = os.waitpid(pid, 0)
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    return lines[0][:200] if lines and status == 0 else ""
 
 
 def search_path(prepare: Prepare) -> str:
@@ -351,7 +403,9 @@ def spawn(
         # PID 1 sees the end of its socket and exits without having done anything.
         channel.send(Spawned(zygote=order.zygote, pid=pid))
         channel.send(
-            BootFailed(zygote=order.zygote, step="id_maps", errno=error.errno or 0, detail=str(error))
+            BootFailed(
+                zygote=order.zygote, step="id_maps", errno=error.errno or 0, detail=str(error)
+            )
         )
     finally:
         ours.close()

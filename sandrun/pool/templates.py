@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import time
-from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -34,17 +33,23 @@ READY: Final = b"+"
 RETRY_S: Final = 1.0  # after a template that died
 
 
-@dataclass(eq=False)
 class Template:
-    """One warm interpreter. Owns its pid and our end of its socket."""
+    """One warm interpreter. Owns its pid and our end of its socket.
 
-    pid: int
-    socket: socket.socket
-    pipes: tuple[int, ...]  # the far ends of its standard streams
-    started: float
-    ready: bool = False
-    jobs: int = 0
-    fault: str = ""
+    ``pipes``: the far ends of its standard streams. (No dataclass here and below:
+    that module, with all it imports, would be copied into every zygote.)
+    """
+
+    def __init__(
+        self, pid: int, sock: socket.socket, pipes: tuple[int, ...], started: float
+    ) -> None:
+        self.pid = pid
+        self.socket = sock
+        self.pipes = pipes
+        self.started = started
+        self.ready = False
+        self.jobs = 0
+        self.fault = ""
 
     def close(self) -> None:
         """It ends when the last PID 1 that holds the socket is done with it."""
@@ -53,22 +58,22 @@ class Template:
             os.close(fd)
 
 
-@dataclass(eq=False)
 class Templates:
     """The current template, the coming one, and those that have been replaced.
 
     ``now`` is any monotonic clock in seconds.
     """
 
-    plan: boot.Plan
-    warm: str
-    max_jobs: int
-    max_seconds: float
-    current: Template | None = None
-    coming: Template | None = None
-    fault: str = ""
-    retry_at: float = 0.0
-    _old: list[int] = field(default_factory=list)
+    def __init__(self, plan: boot.Plan, warm: str, max_jobs: int, max_seconds: float) -> None:
+        self.plan = plan
+        self.warm = warm
+        self.max_jobs = max_jobs
+        self.max_seconds = max_seconds
+        self.current: Template | None = None
+        self.coming: Template | None = None
+        self.fault = ""
+        self.retry_at = 0.0
+        self._old: list[int] = []
 
     def fds(self) -> list[int]:
         """Sockets to poll; each tells something once."""
