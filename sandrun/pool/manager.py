@@ -14,6 +14,7 @@ user ids) and its cgroup free for another.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -63,6 +64,7 @@ log = logging.getLogger(__name__)
 INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
 BOOT_TIMEOUT_S: Final = 120.0  # a cold disk, a loaded machine, an emulated one
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+ADOPTED_EVERY_S: Final = 0.05  # while we stop; see reap_adopted
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
 UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
 WATCHDOG_MARGIN_S: Final = 90.0  # http's own watchdog comes first, at 60
@@ -335,6 +337,7 @@ class Manager:
         for zygote in list(self.zygotes.values()):
             if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
                 self._gone(zygote)
+        self.loop.call_later(1.0, reap_adopted)  # its template ends just after it
 
     def _restart_spawner(self, spawner: Spawner) -> None:
         if not self.stopping and not spawner.retired:
@@ -535,9 +538,7 @@ class Manager:
         self._advance(zygote, Event.TAKEN)
         zygote.busy_since = self.loop.time()
         (sock, log_r, outputs_r), zygote.lease_fds = zygote.lease_fds, ()
-        return Sandbox(
-            zygote_id, zygote.kind.environment, zygote.kind.warm, sock, log_r, outputs_r
-        )
+        return Sandbox(zygote_id, zygote.kind.environment, zygote.kind.warm, sock, log_r, outputs_r)
 
     def taken(self, zygote_id: int) -> None:
         """http dispatched a job to it; ``bind`` came before. Only now we make another:
@@ -725,9 +726,31 @@ class Manager:
                 self._gone(zygote)
             else:
                 self.kill(zygote.id)
-        await self._empty.wait()
+        while self.zygotes:
+            reap_adopted()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._empty.wait(), ADOPTED_EVERY_S)
         for group in self._free_groups:
             group.destroy()
+
+
+def reap_adopted() -> None:
+    """Collect what we inherited from a template that died.
+
+    Between two forks it has a child inside the sandbox's pid namespace but outside of
+    its family. If it dies there, that child becomes ours, and the kernel lets the
+    namespace's PID 1 end only when nobody is left in it, unreaped ones included: the
+    zygote would never be gone. Ours are known by being in a pid namespace below ours
+    and not its PID 1.
+    """
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        children = [int(word) for word in file.read().split()]
+    for pid in children:
+        with contextlib.suppress(OSError, StopIteration), open(f"/proc/{pid}/status", "rb") as file:
+            status = file.read().split(b"\n")
+            ids = next(line for line in status if line.startswith(b"NSpid:")).split()[1:]
+            if len(ids) > 1 and ids[-1] != b"1":
+                os.waitpid(pid, os.WNOHANG)
 
 
 def _tmpfs_size(storage_bytes: int) -> dict[str, str]:
