@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import node
-from bench.client import Blocking, Connections, request
+from bench.client import Connections, request
 from bench.load import new_event_loop
 from bench.measure import descendants, group_directories, median, pss_bytes
 
@@ -253,7 +253,6 @@ def main() -> int:
     options = parser.parse_args()
     groups = _groups()
     with node.running(CONFIG) as server:
-        client = Blocking(server.url)
         # The first load brings pools and caches to their size: what follows is compared.
         asyncio.Runner(loop_factory=new_event_loop).run(soak(server, 10, options.clients))
         time.sleep(5)
@@ -261,8 +260,6 @@ def main() -> int:
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             mix, memory = runner.run(soak(server, options.minutes * 60, options.clients))
         leaks = quiet(server, first)
-        client.send("GET", "/health")
-        client.close()
         last = count(server.pid)
         # Groups and their descriptors are kept for reuse, up to the jobs at once.
         most = options.clients * 2 + 16
