@@ -259,6 +259,7 @@ class EnvironmentEntry(_Reply):
     packages: dict[str, str]
     warm: int
     description: str
+    fault: str  # why jobs cannot run in it, or ""
 
 
 class InterpreterEntry(_Reply):

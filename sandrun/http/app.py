@@ -319,6 +319,17 @@ class App:
             environments=tuple(known.name for known in welcome.environments),
         )
 
+    def require_environment(self, name: str) -> None:
+        """Raises :class:`RequestError` 503 for an environment that could not be built."""
+        for known in self.welcome.environments if self.welcome else ():
+            if known.name == name and known.fault:
+                raise RequestError(
+                    503,
+                    "environment_unavailable",
+                    f"environment {name!r} cannot be used: {known.fault}",
+                    details={"field": "environment", "value": name},
+                )
+
     def on_entry(self, entry: StoreEntry, fds: list[int]) -> None:
         """An earlier http has left this."""
         if self.restorer is None:

@@ -153,6 +153,7 @@ def _complete(given: Manifest, app: App, spool: Spool) -> Submission:
             job_json = manifest.parse(spooled.job_json, app.rules, JOB_JSON)
             wanted = manifest.merge(given, job_json)
         spec = manifest.draft(wanted, app.defaults)
+        app.require_environment(spec.environment)
         if not spooled.has_archive:
             spec = manifest.complete(
                 spec, spooled.plain_files(), spooled.first_line, app.rules.interpreters

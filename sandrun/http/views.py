@@ -265,6 +265,7 @@ def environments(app: App) -> api.Environments:
             packages={package.name: package.version for package in environment.packages},
             warm=app.leases.warm_count(environment.name),
             description=environment.description,
+            fault=environment.fault,
         )
         for environment in known
     ]
