@@ -35,6 +35,11 @@ class Notifier:
             except OSError:
                 pass
 
+    def close(self) -> None:
+        """Close the socket."""
+        if self._socket is not None:
+            self._socket.close()
+
 
 def from_environment() -> Notifier:
     """The one that systemd gave us."""

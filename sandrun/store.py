@@ -164,9 +164,7 @@ class Store:
             if entry is not None:
                 yield from self._messages(key, entry)
 
-    def _messages(
-        self, key: int, entry: Entry
-    ) -> Iterator[tuple[StoreEntry, tuple[int, ...]]]:
+    def _messages(self, key: int, entry: Entry) -> Iterator[tuple[StoreEntry, tuple[int, ...]]]:
         parts = dict(entry.parts)
         while parts and sum(len(data) for data in parts.values()) > MESSAGE_BYTES:
             part, data = parts.popitem()

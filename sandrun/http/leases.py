@@ -366,7 +366,9 @@ class Leases:
 
     # ── what an earlier http had dispatched ──────────────────────────────────
 
-    def adopt(self, entry: StoreEntry, sock_fd: int, job: Job, kept: Kept, *, started: bool) -> None:
+    def adopt(
+        self, entry: StoreEntry, sock_fd: int, job: Job, kept: Kept, *, started: bool
+    ) -> None:
         """Go on with the zygote that has ``job``.
 
         Whether the Dispatch was sent is not known, and need not be: it is said again,

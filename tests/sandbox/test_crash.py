@@ -7,6 +7,7 @@ import random
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,7 @@ import servers
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a real server needs root")
 
-# Prints "up", then waits for a line on stdin that never comes: stdin is kept open by nobody,
-# so it waits for the end of a fifo that only it holds.
+# Says that it is there, and waits for a signal.
 FOREVER = "import os, signal\nprint('up', flush=True)\nsignal.pause()\n"
 
 
@@ -165,10 +165,6 @@ def test_view_ids_and_failures_outlive_http(server):
 
 
 def test_a_running_job_goes_on_and_its_log_is_followed_from_the_cursor(server):
-    code = (
-        "import sys\nprint('one', flush=True)\n"
-        "for line in open('/work/pipe'):\n    print(line, end='', flush=True)\n"
-    )
     code = "import os, time\nprint('one', flush=True)\nt = time.monotonic()\n" + (
         "while time.monotonic() - t < 2: os.sched_yield()\nprint('two', flush=True)\n"
     )
@@ -195,7 +191,9 @@ def test_a_running_job_can_be_cancelled_by_the_next_http(server):
 
 def test_a_job_that_ends_while_there_is_no_http_has_its_result(server):
     """http is stopped, so the Result waits unread in the zygote's socket; then http is killed."""
-    job = submit(server, "import signal\nprint('up', flush=True)\nsignal.alarm(1)\nsignal.pause()\n")
+    job = submit(
+        server, "import signal\nprint('up', flush=True)\nsignal.alarm(1)\nsignal.pause()\n"
+    )
     read_until(server, job, "up")
     pid = http_of(server)
     os.kill(pid, signal.SIGSTOP)
@@ -258,8 +256,12 @@ def test_a_run_in_flight_is_cut_off_and_its_key_leads_to_the_same_job(server):
     with contextlib.suppress(ConnectionResetError):
         assert raw.recv(1) == b""
     raw.close()
-    first = server.client.post("/run", content=body, headers={**headers, "Content-Type": "application/json"}).json()
-    again = server.client.post("/run", content=body, headers={**headers, "Content-Type": "application/json"}).json()
+    first = server.client.post(
+        "/run", content=body, headers={**headers, "Content-Type": "application/json"}
+    ).json()
+    again = server.client.post(
+        "/run", content=body, headers={**headers, "Content-Type": "application/json"}
+    ).json()
     assert first["exit_reason"] == "exited"
     assert (first["job_id"], first["stdout"]) == (again["job_id"], again["stdout"])
     assert quota(server) == (0, 1)
@@ -335,7 +337,8 @@ def test_an_upgrade_loses_no_job_and_refuses_no_request(server):
     fd = os.pidfd_open(old)
     result = subprocess.Popen(
         [sys.executable, "-m", "sandrun", "upgrade", "--pid", str(server.process.pid)],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     count = 0
     while not select.select([fd], [], [], 0)[0]:
@@ -354,6 +357,76 @@ def test_an_upgrade_loses_no_job_and_refuses_no_request(server):
     assert status(server, job)["status"] == "running"
     assert server.client.get(f"/logs/{job}", params={"since": cursor}).json()["stdout"] == ""
     assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
+
+
+def certificate(directory, name):
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-days", "2", "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", directory / "key.pem", "-out", directory / "cert.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return ssl.PEM_cert_to_DER_cert((directory / "cert.pem").read_text())
+
+
+def shown_certificate(server):
+    address = server.url.removeprefix("https://").split(":")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(address, timeout=30) as raw, context.wrap_socket(raw) as secure:
+        return secure.getpeercert(binary_form=True)
+
+
+def test_sighup_brings_a_new_certificate_and_a_broken_one_changes_nothing(tmp_path):
+    first = certificate(tmp_path, "first")
+    config = servers.NO_RATE_LIMIT + (
+        f"[http]\ntls_cert = '{tmp_path}/cert.pem'\ntls_key = '{tmp_path}/key.pem'\n"
+    )
+    with servers.running(config) as server:
+        assert shown_certificate(server) == first
+        server.client = httpx.Client(base_url=server.url, verify=False, timeout=60)  # noqa: S501
+        job = submit(server, FOREVER)
+        read_until(server, job, "up")
+        second = certificate(tmp_path, "second")
+        old = os.pidfd_open(http_of(server))
+        server.process.send_signal(signal.SIGHUP)
+        assert select.select([old], [], [], 60)[0]
+        os.close(old)
+        assert shown_certificate(server) == second
+        (tmp_path / "cert.pem").write_text("junk")
+        pid = http_of(server)
+        server.process.send_signal(signal.SIGHUP)
+        wait_for_log(server, "the new http ended with status")
+        assert http_of(server) == pid
+        assert shown_certificate(server) == second
+        server.client.close()
+        server.client = httpx.Client(base_url=server.url, verify=False, timeout=60)  # noqa: S501
+        assert status(server, job)["status"] == "running"
+
+
+def wait_for_log(server, text):
+    """Each look at the log is paced by an answer of the server's."""
+    for _ in range(5000):
+        if any(text in line for line in server.log):
+            return
+        shown_certificate(server)
+    raise AssertionError(f"{text!r} was not logged")
+
+
+def test_the_service_manager_hears_ready_and_stopping(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "400000")
+        with servers.running() as server:
+            heard = [manager.recv(100) for _ in range(4)]
+            assert set(heard) == {b"READY=1", b"WATCHDOG=1"}
+            assert heard.count(b"READY=1") == 1
+            server.process.send_signal(signal.SIGTERM)
+            while (word := manager.recv(100)) == b"WATCHDOG=1":
+                pass
+            assert word == b"STOPPING=1"
 
 
 # ── zygotes and spawners ─────────────────────────────────────────────────────
@@ -386,9 +459,10 @@ def is_busy(pid):
     """Whether a job's code runs below this PID 1: the log of ``FOREVER`` was written there."""
     for child in servers.descendants(pid):
         with contextlib.suppress(OSError):
-            if "pause" in Path(f"/proc/{child}/wchan").read_text() or "pause" in Path(
-                f"/proc/{child}/syscall"
-            ).read_text():
+            if (
+                "pause" in Path(f"/proc/{child}/wchan").read_text()
+                or "pause" in Path(f"/proc/{child}/syscall").read_text()
+            ):
                 return True
             if Path(f"/proc/{child}/syscall").read_text().split()[0] == "34":  # pause(2)
                 return True
@@ -503,7 +577,15 @@ def test_any_schedule_of_faults_ends_every_job_once(server):
                 )
                 assert reply.status_code == 503 or reply.json()["job_id"] == job
 
-    actions = [begin] * 6 + [cancel, delete, kill_zygote, replay, upgrade, stop_and_go, kill_spawner]
+    actions = [begin] * 6 + [
+        cancel,
+        delete,
+        kill_zygote,
+        replay,
+        upgrade,
+        stop_and_go,
+        kill_spawner,
+    ]
     actions += [kill_one_http] * 3
     for _ in range(steps):
         chance.choice(actions)()
