@@ -58,9 +58,9 @@ MIX = (
     ("big output", 4, "open('o','wb').write(bytes(8<<20))", {"outputs": ["o"]}, {"exited"}),
     ("big log", 4, "for i in range(20000): print('x' * 200)", {}, {"exited"}),
     ("crash", 3, "import os; os.abort()", {}, {"signaled", "crashed", "signal"}),
-    ("memory", 2, "x = bytearray(1 << 30)", {"limits": {"memory_mb": 64}}, {"out_of_memory", "exited"}),
-    ("fork bomb", 1, BOMB, {"limits": {"timeout": 1, "cpu_seconds": 1}}, set()),
-    ("loop", 2, "while True: pass", {"limits": {"timeout": 1}}, set()),
+    ("memory", 2, "x = bytearray(1 << 30)", {"memory_mb": 64}, {"out_of_memory", "exited"}),
+    ("fork bomb", 1, BOMB, {"timeout": 1, "cpu_seconds": 1}, set()),
+    ("loop", 2, "while True: pass", {"timeout": 1}, set()),
     ("daemons", 4, "import os\nfor i in range(8):\n  if not os.fork(): os.setsid(); __import__('time').sleep(99)", {}, {"exited"}),
 )  # fmt: skip
 SLOPE_MAX_KB_MIN = 1024  # of one process; caches that fill up are flat in the second half
