@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     name = args[0] if args and not args[0].startswith("-") else "serve"
     rest = args[1:] if args and args[0] == name else args
-    if name in ("-h", "--help") or rest[:1] in (["-h"], ["--help"]) and name == "serve":
+    if name in ("-h", "--help") or (rest[:1] in (["-h"], ["--help"]) and name == "serve"):
         print(__doc__)
         return 0
     match name:

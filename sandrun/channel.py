@@ -60,9 +60,7 @@ class Channel(Generic[Sent, Received]):
         data = _encoder.encode(message)
         if len(data) > MAX_MESSAGE:
             raise ProtocolError(f"{type(message).__name__} of {len(data)} bytes is too large")
-        ancillary = (
-            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        )
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self.socket.sendmsg((data,), ancillary, socket.MSG_NOSIGNAL)
         except (BrokenPipeError, ConnectionResetError) as error:

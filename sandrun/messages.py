@@ -32,9 +32,7 @@ Parts = Annotated[dict[Part, bytes], msgspec.Meta(max_length=16)]
 INLINE_MAX_BYTES = 48 * 1024  # of files carried inside a Dispatch; a datagram holds 208 KiB
 
 
-class _Message(
-    msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True
-):
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     pass
 
 

@@ -196,7 +196,7 @@ def _search_tree(ranges: list[Case]) -> _Target:
     """A binary search tree over ``ranges``, split where the weights balance."""
     if len(ranges) == 1:
         return ranges[0].node
-    if len(ranges) == 3 and ranges[0].node == ranges[2].node:  # noqa: PLR2004 - a, b, a
+    if len(ranges) == 3 and ranges[0].node == ranges[2].node:
         middle = ranges[1]
         if middle.first == middle.last:
             return _Compare(_JEQ_K, middle.first, middle.node, ranges[0].node)

@@ -25,7 +25,7 @@ ENVIRONMENT: Final = "/opt/env"
 RUNTIME: Final = "/run/sandrun"  # our own scripts for warm interpreters
 WARM_PYTHON: Final = f"{RUNTIME}/python"  # on the warm python3's path at its start
 # (directory of the sandbox's tmpfs, where it is bound)
-WRITABLE: Final = (("work", WORK), ("home", HOME), ("tmp", "/tmp"), ("shm", "/dev/shm"))  # noqa: S108 - in the sandbox
+WRITABLE: Final = (("work", WORK), ("home", HOME), ("tmp", "/tmp"), ("shm", "/dev/shm"))
 
 JOB_UID: Final = 1000  # J: the job
 INIT_UID: Final = 1001  # P: PID 1 of the sandbox
@@ -142,10 +142,13 @@ def plan(
     entries: list[Entry] = [
         *(
             Directory(path)
-            for path in ("/usr", "/etc", "/dev", "/dev/shm", "/proc", "/work", "/tmp", "/home")  # noqa: S108
+            for path in ("/usr", "/etc", "/dev", "/dev/shm", "/proc", "/work", "/tmp", "/home")
         ),
-        *(Directory(path) for path in (HOME, "/run", RUNTIME, WARM_PYTHON, BOX, "/opt", ENVIRONMENT, "/var")),
-        Symlink("/var/tmp", "/tmp"),  # noqa: S108
+        *(
+            Directory(path)
+            for path in (HOME, "/run", RUNTIME, WARM_PYTHON, BOX, "/opt", ENVIRONMENT, "/var")
+        ),
+        Symlink("/var/tmp", "/tmp"),
         Bind("/usr", "/usr"),
     ]
     for name, target in top_level:
@@ -170,7 +173,7 @@ def job_environment(path: str = PATH) -> dict[str, str]:
         "USER": "sandrun",
         "LOGNAME": "sandrun",
         "SHELL": "/bin/sh",
-        "TMPDIR": "/tmp",  # noqa: S108 - in the sandbox
+        "TMPDIR": "/tmp",
         "LANG": "C.UTF-8",
         "TZ": "UTC",
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-# name: (x86_64, aarch64)
+# Number on x86_64, then on aarch64; None where the machine has no such call.
 NUMBERS: Final[dict[str, tuple[int | None, int | None]]] = {
     "read": (0, 63),
     "write": (1, 64),

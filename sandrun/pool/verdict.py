@@ -53,7 +53,9 @@ def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdic
         return _verdict(
             facts,
             ExitReason.CPU_LIMIT,
-            (f"used {usage.cpu_seconds:.2f} of {limits.cpu_seconds:g} CPU-seconds, then was killed",),
+            (
+                f"used {usage.cpu_seconds:.2f} of {limits.cpu_seconds:g} CPU-seconds, then was killed",
+            ),
             _raise("cpu_seconds", limits.cpu_seconds, maxima.cpu_seconds, 2 * limits.cpu_seconds),
         )
     if facts.signal == _SIGSYS:
@@ -88,9 +90,7 @@ def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdic
         name = signal.Signals(facts.signal).name if facts.signal < signal.SIGRTMIN else "signal"
         return _verdict(facts, ExitReason.SIGNALED, (f"{name} ({facts.signal}) ended it",))
     if facts.exit_code:
-        return _verdict(
-            facts, ExitReason.NONZERO_EXIT, (f"exit status {facts.exit_code}",)
-        )
+        return _verdict(facts, ExitReason.NONZERO_EXIT, (f"exit status {facts.exit_code}",))
     return _verdict(facts, ExitReason.EXITED, ())
 
 

@@ -29,8 +29,8 @@ from sandrun.pool.linux.constants import (
     FSOPEN_CLOEXEC,
     FSPICK_CLOEXEC,
     FSPICK_EMPTY_PATH,
-    MOUNT_ATTR_ATIME,
     MNT,
+    MOUNT_ATTR_ATIME,
     MOVE_MOUNT_F_EMPTY_PATH,
     MS,
     OPEN_TREE_CLOEXEC,
@@ -103,7 +103,9 @@ def _names(flags: CLONE) -> str:
 def clone(flags: CLONE, signal: int) -> int:
     """A fork into new namespaces: 0 in the child, its pid in the caller. See above."""
     return _check(
-        _syscall(_long(SYS.clone), _ulong(flags | signal), _ulong(0), _ulong(0), _ulong(0), _ulong(0)),
+        _syscall(
+            _long(SYS.clone), _ulong(flags | signal), _ulong(0), _ulong(0), _ulong(0), _ulong(0)
+        ),
         "clone",
         flags,
     )
@@ -122,7 +124,9 @@ def setns(fd: int, flags: CLONE) -> None:
 def mount(source: str, target: str, fstype: str, flags: MS, data: str = "") -> None:
     """man: mount(2)."""
     _check(
-        _libc.mount(source.encode(), target.encode(), fstype.encode(), flags, data.encode() or None),
+        _libc.mount(
+            source.encode(), target.encode(), fstype.encode(), flags, data.encode() or None
+        ),
         "mount",
         target,
     )
@@ -205,7 +209,9 @@ def detached_tmpfs(options: dict[str, str], attributes: MountAttr) -> int:
             _fsconfig(context, FSCONFIG.SET_STRING if value else FSCONFIG.SET_FLAG, name, value)
         _fsconfig(context, FSCONFIG.CMD_CREATE)
         return _check(
-            _syscall(_long(SYS.fsmount), _long(context), _ulong(FSMOUNT_CLOEXEC), _ulong(attributes)),
+            _syscall(
+                _long(SYS.fsmount), _long(context), _ulong(FSMOUNT_CLOEXEC), _ulong(attributes)
+            ),
             "fsmount(tmpfs)",
         )
     finally:
@@ -320,7 +326,11 @@ def landlock_allow(ruleset: int, path_fd: int, access: LandlockFs) -> None:
     attr = struct.pack("<Qi", access, path_fd)
     _check(
         _syscall(
-            _long(SYS.landlock_add_rule), _long(ruleset), _ulong(1), ctypes.c_char_p(attr), _ulong(0)
+            _long(SYS.landlock_add_rule),
+            _long(ruleset),
+            _ulong(1),
+            ctypes.c_char_p(attr),
+            _ulong(0),
         ),
         "landlock_add_rule",
     )
@@ -328,4 +338,7 @@ def landlock_allow(ruleset: int, path_fd: int, access: LandlockFs) -> None:
 
 def landlock_restrict(ruleset: int) -> None:
     """Confine this thread (and what it forks). Needs no_new_privs."""
-    _check(_syscall(_long(SYS.landlock_restrict_self), _long(ruleset), _ulong(0)), "landlock_restrict_self")
+    _check(
+        _syscall(_long(SYS.landlock_restrict_self), _long(ruleset), _ulong(0)),
+        "landlock_restrict_self",
+    )

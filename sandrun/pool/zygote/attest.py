@@ -29,10 +29,7 @@ _READ_ONLY_TREES: Final = tuple(
 
 def _status(pid: int | str) -> dict[str, str]:
     with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
-        return {
-            key: value.strip()
-            for key, _, value in (line.partition(":") for line in file)
-        }
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in file)}
 
 
 def _expect(step: str, name: str, found: str, wanted: str) -> None:

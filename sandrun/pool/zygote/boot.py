@@ -207,7 +207,7 @@ def _landlock_rulesets(b: Boot) -> None:
     if not abi:
         return
     scope = LandlockScope(0)
-    if abi >= 6:  # noqa: PLR2004 - the ABI's own numbers, here and below
+    if abi >= 6:
         scope = LandlockScope.ABSTRACT_UNIX_SOCKET | LandlockScope.SIGNAL
     b.ruleset = _landlock_ruleset(abi, scope)
     b.init_ruleset = _landlock_ruleset(abi, LandlockScope(0))
@@ -215,11 +215,11 @@ def _landlock_rulesets(b: Boot) -> None:
 
 def _landlock_ruleset(abi: int, scope: LandlockScope) -> int:
     handled = _HANDLED
-    if abi < 2:  # noqa: PLR2004
+    if abi < 2:
         handled &= ~LandlockFs.REFER
-    if abi < 3:  # noqa: PLR2004
+    if abi < 3:
         handled &= ~LandlockFs.TRUNCATE
-    size = 24 if abi >= 6 else 16 if abi >= 4 else 8  # noqa: PLR2004
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
     ruleset = libc.landlock_ruleset(handled, 0, scope, size)
     writable = tuple(target for _, target in mounts.WRITABLE)
     for path, access in (
@@ -358,8 +358,6 @@ def _report(
     channel: Channel[FromSpawner, ToSpawner], order: Spawn, step: str, number: int, text: str
 ) -> None:
     try:
-        channel.send(
-            BootFailed(zygote=order.zygote, step=step, errno=number, detail=text[:1000])
-        )
+        channel.send(BootFailed(zygote=order.zygote, step=step, errno=number, detail=text[:1000]))
     except Exception:  # noqa: BLE001, S110 - the socket is closed: the supervisor sees our end
         pass

@@ -135,7 +135,9 @@ def rlimits(limits: Limits, most: Limits) -> list[tuple[int, int, int]]:
         (resource.RLIMIT_MSGQUEUE, 0, 0),
         (resource.RLIMIT_STACK, 8 * 1024 * 1024, resource.RLIM_INFINITY),
     )
-    return [(name, *_at_most(soft, hard, resource.getrlimit(name)[1])) for name, soft, hard in wanted]
+    return [
+        (name, *_at_most(soft, hard, resource.getrlimit(name)[1])) for name, soft, hard in wanted
+    ]
 
 
 def _at_most(soft: int, hard: int, now: int) -> tuple[int, int]:
@@ -346,9 +348,11 @@ def wait_and_exec(go: socket.socket) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (order.open_files, order.open_files))
     try:
         os.chdir(order.cwd)
-        os.execve(order.path, order.argv, order.env)  # noqa: S606 - that is our purpose
+        os.execve(order.path, order.argv, order.env)
     except OSError as error:
-        os.write(2, f"sandrun: cannot run {order.path}: {error.strerror}\n".encode(errors="replace"))
+        os.write(
+            2, f"sandrun: cannot run {order.path}: {error.strerror}\n".encode(errors="replace")
+        )
         os._exit(NOT_FOUND if isinstance(error, FileNotFoundError) else CANNOT_EXECUTE)
 
 
@@ -358,7 +362,7 @@ def exec_warm(argv: tuple[str, ...], env: dict[str, str]) -> Callable[[socket.so
     def then(go: socket.socket) -> None:
         os.set_inheritable(go.fileno(), True)
         os.chdir(mounts.WORK)
-        os.execve(argv[0], argv, env)  # noqa: S606
+        os.execve(argv[0], argv, env)
 
     return then
 

@@ -213,9 +213,7 @@ class Init:
             exit_reason=ExitReason.SERVER_FAULT,
             evidence=(f"{type(error).__name__} in {where}: {error}"[:500],),
         )
-        self._send(
-            Result(verdict=verdict, usage=Usage(), spec=self.spec, log_end=self.log.end)
-        )
+        self._send(Result(verdict=verdict, usage=Usage(), spec=self.spec, log_end=self.log.end))
         self._await_dismissal()
 
     def _await_dispatch(self) -> tuple[Dispatch | None, list[int]]:
@@ -290,9 +288,7 @@ class Init:
             child.LATE_STEPS,
             self._late_confinement("default", (upload_fd, self.work_fd)),
             child.report_through_stdout(
-                lambda: resolve.resolve(
-                    self.plan, dispatch, child.KEPT_FD, child.KEPT_FD + 1
-                )
+                lambda: resolve.resolve(self.plan, dispatch, child.KEPT_FD, child.KEPT_FD + 1)
             ),
         )
         process.await_ready()
@@ -346,7 +342,7 @@ class Init:
         self._send(Started(spec=spec))
         if self._fits_warm(spec):
             process, self.parked = self.parked, None
-            assert process is not None  # noqa: S101 - _fits_warm says so
+            assert process is not None
             go = self._go(spec, script=spec.entrypoint or "", args=spec.args)
             return self._run(process, go, spec, spec.stdin or b"")
         path, argv = self._command(spec)
@@ -521,7 +517,8 @@ class Init:
         to_the_end: bool = False,
     ) -> None:
         """Read what is there. One step at a time while the job runs, so that a flood
-        cannot keep us from its deadline; to the end when every writer is dead."""
+        cannot keep us from its deadline; to the end when every writer is dead.
+        """
         while fd in streams:
             try:
                 data = os.read(fd, MAX_DATA)
@@ -665,9 +662,7 @@ class Init:
         slot = journal.STARTED if isinstance(message, Started) else journal.FINAL
         data = msgspec.msgpack.encode(message)
         try:
-            journal.write(
-                self.log_fd, self.plan.max_limits.log_bytes, slot, data, time.monotonic()
-            )
+            journal.write(self.log_fd, self.plan.max_limits.log_bytes, slot, data, time.monotonic())
         except OSError:
             pass  # no page left for it: the message itself still gets through
         while True:
@@ -699,7 +694,7 @@ def _requirements_of(dispatch: Dispatch) -> str:
     return ""
 
 
-class _Elsewhere(Exception):  # noqa: N818 - not an error
+class _Elsewhere(Exception):
     def __init__(self, spec: JobSpec, requirements: str) -> None:
         super().__init__(spec.environment)
         self.spec = spec

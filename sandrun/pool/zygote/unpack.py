@@ -967,7 +967,9 @@ def unpack_and_resolve(
         requirements = ""
         if merged.requirements is not None:
             if merged.requirements not in known:
-                raise UploadRefused(merged.requirements, "it is named as requirements and not there")
+                raise UploadRefused(
+                    merged.requirements, "it is named as requirements and not there"
+                )
             head = read_head(upload.work_fd, merged.requirements, MAX_REQUIREMENTS + 1)
             if len(head) > MAX_REQUIREMENTS:
                 raise UploadRefused(merged.requirements, "requirements take 64 KiB at most")
