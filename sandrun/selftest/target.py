@@ -126,6 +126,7 @@ class Target:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.secure = parts.scheme == "https"
         self._lock = threading.Lock()
+        self._asking = threading.Lock()  # not the same: who asks may open a connection
         self._programs: frozenset[str] | None = None
         self._local = threading.local()
         self._connections: list[http.client.HTTPConnection] = []
@@ -242,7 +243,7 @@ class Target:
 
     def programs(self) -> frozenset[str]:
         """Interpreters that the server offers, and compilers that its sandbox has."""
-        with self._lock:
+        with self._asking:
             if self._programs is None:
                 listed = self.get("/environments").json()
                 names = {entry["name"] for entry in listed["interpreters"]}
