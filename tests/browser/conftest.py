@@ -28,7 +28,8 @@ addEventListener('securitypolicyviolation', (event) => console.error(
 """
 
 
-@pytest.fixture(scope="session")
+# Not "session": Playwright keeps an event loop running in this thread for as long.
+@pytest.fixture(scope="module")
 def chromium():
     """The browser. Without one there is nothing to test."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
