@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import secrets
 import socket
 import ssl
@@ -22,6 +23,7 @@ from sandrun.pool.syscall_numbers import NUMBERS
 from sandrun.selftest.case import Answer, Broken, Unable
 
 TIMEOUT_S: Final = 90.0
+_JOB: Final = re.compile(rb'"job_id":"(job_[A-Za-z0-9_-]+)"')
 MAX_ANSWER: Final = 64 * 1024 * 1024
 
 # Calls that no policy of ours names, and that must be refused all the same.
@@ -126,6 +128,7 @@ class Target:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.secure = parts.scheme == "https"
         self._lock = threading.Lock()
+        self._jobs: list[str] = []  # to be deleted by forget()
         self._asking = threading.Lock()  # not the same: who asks may open a connection
         self._programs: frozenset[str] | None = None
         self._local = threading.local()
@@ -159,6 +162,8 @@ class Target:
                 if attempt == 1 and not isinstance(error, TimeoutError):
                     continue
                 raise Broken(f"{method} {path[:80]}: no answer ({error!r})") from error
+            if method == "POST" and (job := _JOB.search(data)):
+                self._jobs.append(job[1].decode())
             found = {name.lower(): value for name, value in response.getheaders()}
             return Reply(response.status, found, data)
         raise AssertionError
@@ -182,6 +187,12 @@ class Target:
             with self._lock:
                 self._connections.append(connection)
         return connection
+
+    def forget(self) -> None:
+        """Delete the jobs that were made: a server keeps what was not fetched."""
+        jobs, self._jobs = self._jobs, []
+        for job_id in jobs:
+            self.request("DELETE", f"/jobs/{job_id}")
 
     def close(self) -> None:
         """Close the kept connections of all threads; a later request opens new ones."""

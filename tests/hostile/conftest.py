@@ -32,6 +32,7 @@ class Neighbour:
     def __exit__(self, *_):
         self._stop.set()
         self._thread.join(120)
+        self._target.forget()
         self._target.close()
 
     def _work(self):
@@ -62,6 +63,7 @@ class Bench:
 
     def changes(self):
         """What is not as it was, once the server had time to tidy up."""
+        self.target.forget()
         self.target.close()
         return host.settled(self.pid, self.canaries, self.before)
 

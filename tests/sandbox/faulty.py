@@ -8,7 +8,7 @@ and as a spawner it wraps the ordinary steps before it runs the ordinary ``main`
 Which step and how is read, at each step, from a file that all these processes
 have mapped: ``kind place step``, for example ``fail boot proc``. Kinds: ``fail``
 (the step raises EPERM and does nothing), ``skip`` (it does nothing and says that
-all is well), ``die`` (its process is killed there). Several are joined by
+all is well), ``die`` (its process ends there). Several are joined by
 semicolons. An interpreter that forks for us (``template``) has no such mapping; its
 source is changed when the spawner prepares.
 """
@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -52,7 +51,7 @@ class Control:
                 if kind == "fail":
                     raise OSError(errno.EPERM, "a fault was injected")
                 if kind == "die":
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    os._exit(7)  # SIGKILL does not reach a PID 1 from its own namespace
                 return kind
         return ""
 
@@ -168,7 +167,7 @@ CHILD_STEPS = tuple(map(_broken, CHILD_STEPS))
 """
     with tempfile.NamedTemporaryFile("w", suffix=".py", dir=directory, delete=False) as file:
         file.write(source.replace(mark, change + mark))
-    return file.name
+    return os.path.relpath(file.name, Path(boot.__file__).parent)
 
 
 if __name__ == "__main__":

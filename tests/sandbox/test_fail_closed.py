@@ -22,7 +22,13 @@ import servers
 
 from sandrun.pool.zygote import boot, child
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes are made by root")
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes are made by root"),
+    pytest.mark.skipif(
+        os.environ.get("SANDRUN_HOSTILE") != "all",
+        reason="minutes of broken sandboxes, on a machine of its own: SANDRUN_HOSTILE=all",
+    ),
+]
 
 FORK_MODE = """
 [rate_limit]
@@ -59,6 +65,7 @@ class Faulty:
 
     def inject(self, *faults):
         """From now on, for every sandbox: those that stand are ended."""
+        self.until(lambda: self.health()["reason"] is None, "the last fault is still there")
         self.server.log.clear()
         self.control.faults = faults
         self.kill_sandboxes()
@@ -186,7 +193,7 @@ def test_a_supply_that_cannot_be_made_is_told_and_nothing_runs(node, step):
 )
 def test_a_process_that_dies_in_a_step_is_not_used(node, place, step):
     node.inject(("die", place, step))
-    node.until(lambda: node.health()["status"] != "ready", "the server stays ready")
+    node.until_fault("PID 1 ended while booting" if place == "boot" else "died before it was ready")
     job_id = node.submit()
     node.assert_nothing_ran(job_id)
     node.assert_recovers(job_id)
@@ -291,8 +298,8 @@ def test_every_step_is_either_seen_by_the_attestation_or_explained():
 @pytest.mark.parametrize(("place", "step"), SEEN)
 def test_a_step_that_is_silently_left_out_is_seen_before_the_lease(node, place, step):
     node.inject(("skip", place, step))
-    node.until(lambda: node.health()["status"] != "ready", "the server stays ready")
-    node.until(lambda: node.health()["reason"], "/health says nothing")
+    node.until_fault("default/")
+    assert any("failed to boot" in line for line in node.server.log)
     job_id = node.submit()
     node.assert_nothing_ran(job_id)
     node.assert_recovers(job_id)
@@ -370,7 +377,9 @@ def test_without_the_filter_the_lack_of_capabilities_holds(node):
         lines = ran(node, ATTEMPTS)
     finally:
         node.lift()
-    assert [line.split()[1] for line in lines] == ["EPERM"] * 8
+    # EACCES is Landlock's answer, before the lack of a capability is noticed.
+    assert {line.split()[1] for line in lines} <= {"EPERM", "EACCES"}, lines
+    assert len(lines) == 8
 
 
 def test_with_capabilities_the_filter_holds(node):
