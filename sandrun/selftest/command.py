@@ -121,11 +121,13 @@ def _local(
         raise Unable("--local starts a server and so must be root")
     with serving(config) as (url, pid), host.Canaries() as canaries:
         target = Target(url)
-        target.run({"main.py": "print(1)"})  # the first job makes what stays: pycache, pools
+        target.run({"main.py": "print(1)"})  # the first job makes what stays
+        target.close()
         before = host.look(pid, canaries)
         outcomes = run_all(cases, target, jobs, on_end)
         target.close()
-        changed = host.settled(pid, canaries, before)
+        changed = host.settled(pid, canaries, before, target.warm)
+        target.close()
     outcomes.append(
         Outcome(case=_HOST_CASE, state="broken" if changed else "held", detail="; ".join(changed))
     )

@@ -1,8 +1,9 @@
 """The machine before and after: nothing of a hostile job may be left on it. I/O; root.
 
 :func:`look` is taken when the server is idle; :func:`differences` compares two of
-them. What changes by itself on a living machine (other programs' processes, the
-number of warm sandboxes) is left out or counted per kind.
+them. What changes by itself on a living machine is left out or counted per kind.
+After a burst the server keeps more sandboxes ready than before: so what belongs to
+sandboxes is compared per sandbox, and there may be no more of them than are warm.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ _KERNEL_SETTINGS: Final = (
     "kernel/core_pattern", "kernel/modprobe", "kernel/hostname", "kernel/yama/ptrace_scope",
     "vm/overcommit_memory", "vm/drop_caches", "fs/suid_dumpable",
 )  # fmt: skip
+# What one sandbox more accounts for: by kind, or "" for every kind. http holds its
+# socket, log and outputs; the supervisor these, its pidfd and its tmpfs.
+_PER_SANDBOX: Final[dict[str, dict[str, int]]] = {
+    "processes": {"in a sandbox": 2},
+    "namespaces": {"": 1},
+    "descriptors": {"supervisor": 5, "sandrun.http": 3},
+}
+# Descriptors come and go with connections that are just being closed.
+_PLAY: Final = {"processes": 0, "namespaces": 0, "descriptors": 4}
 _CANARY_PLACES: Final = ("/", "/etc", "/tmp", "/var/tmp", "/root", "/run")
 _IPC: Final = ("sysvipc/shm", "sysvipc/sem", "sysvipc/msg")
 
@@ -37,6 +47,7 @@ class Snapshot:
     canaries: dict[str, tuple[object, ...]]
     listeners: frozenset[str]
     groups: int
+    sandboxes: int  # a PID 1 each
     processes: dict[str, int]  # of the server, by name; zombies under "(zombie)"
     descriptors: dict[str, int]  # of the server's lasting processes, by name
     namespaces: dict[str, int]
@@ -93,6 +104,7 @@ def look(server_pid: int, canaries: Canaries) -> Snapshot:
         canaries=canaries.state(),
         listeners=frozenset(_listeners()),
         groups=sum(1 for _ in _groups(server_pid)),
+        sandboxes=sum(map(_is_init, pids)),
         processes=dict(Counter(_kind(pid, server_pid) for pid in pids)),
         descriptors={name: _descriptors(pid) for pid, name in lasting.items()},
         namespaces=_namespaces(pids),
@@ -105,13 +117,20 @@ def settled(
     server_pid: int,
     canaries: Canaries,
     before: Snapshot,
+    warm: Callable[[], int],
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[str]:
-    """What differs from ``before`` once the server has had time to tidy up."""
+    """What differs from ``before`` once the server has had time to tidy up.
+
+    ``warm``: how many unused sandboxes the server says it has.
+    """
     end = clock() + SETTLE_S
     while True:
-        found = differences(before, look(server_pid, canaries))
+        now = look(server_pid, canaries)
+        found = differences(before, now)
+        if now.sandboxes > (ready := warm()):
+            found.append(f"{now.sandboxes} sandboxes are there, {ready} are ready")
         if not found or clock() >= end:
             return found
         sleep(0.2)
@@ -126,13 +145,14 @@ def differences(before: Snapshot, after: Snapshot) -> list[str]:
             found.append(f"{name} changed: {_difference(was, now)}")
     if new := after.listeners - before.listeners:
         found.append(f"new listening sockets: {sorted(new)}")
-    for name in ("processes", "namespaces", "descriptors"):
+    more = max(0, after.sandboxes - before.sandboxes)
+    for name, each in _PER_SANDBOX.items():
         was, now = getattr(before, name), getattr(after, name)
         # Fewer may be there for a moment, while the pool refills; more may not.
         found += [
             f"{name}: {now[key]} of {key}, {was.get(key, 0)} before"
             for key in now
-            if now[key] > was.get(key, 0) + _play(name)
+            if now[key] > was.get(key, 0) + _PLAY[name] + each.get(key, each.get("", 0)) * more
         ]
     found += [
         f"memory of {name} grew from {before.rss_mib[name]} to {size} MiB"
@@ -140,11 +160,6 @@ def differences(before: Snapshot, after: Snapshot) -> list[str]:
         if size > before.rss_mib.get(name, size) + RSS_GROWTH_MIB
     ]
     return found
-
-
-def _play(name: str) -> int:
-    """Descriptors come and go with connections that are just being closed."""
-    return 4 if name == "descriptors" else 0
 
 
 def _difference(was: object, now: object) -> str:
@@ -199,11 +214,21 @@ def _lasting_name(pid: int, server_pid: int) -> str:
     return "" if kind in ("(zombie)", "in a sandbox") else kind
 
 
+def _is_init(pid: int) -> bool:
+    ids = _status(pid).get("NSpid", "").split()
+    return len(ids) > 1 and ids[-1] == "1"
+
+
 def _descriptors(pid: int) -> int:
+    """But for those of control groups, which are kept open for their next sandbox."""
+    group_files = ("/sys/fs/cgroup", "anon_inode:[eventfd]")  # v1 tells of a full memory so
+    count = 0
     try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            count += not os.readlink(f"/proc/{pid}/fd/{name}").startswith(group_files)
     except OSError:
-        return 0
+        pass  # it was closed in the meantime
+    return count
 
 
 def _rss_mib(pid: int) -> int:

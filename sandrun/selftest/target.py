@@ -196,10 +196,14 @@ class Target:
 
     def close(self) -> None:
         """Close the kept connections of all threads; a later request opens new ones."""
+        # They stay in the list: a thread that lives on uses its own again.
         with self._lock:
-            connections, self._connections = self._connections, []
-        for connection in connections:
-            connection.close()
+            for connection in self._connections:
+                connection.close()
+
+    def warm(self) -> int:
+        """How many unused sandboxes the server keeps ready."""
+        return int(self.get("/stats").json()["system"]["warm"])
 
     # ── jobs ─────────────────────────────────────────────────────────────────
 

@@ -65,7 +65,7 @@ class Bench:
         """What is not as it was, once the server had time to tidy up."""
         self.target.forget()
         self.target.close()
-        return host.settled(self.pid, self.canaries, self.before)
+        return host.settled(self.pid, self.canaries, self.before, self.target.warm)
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def test_the_command_says_when_nothing_answers(capsys):
 def test_every_change_of_the_host_is_seen(field, value):
     plain = {
         "mounts": "m", "settings": {}, "ipc": {"sysvipc/shm": 1}, "canaries": {},
-        "listeners": frozenset(), "groups": 0, "processes": {"in a sandbox": 2},
+        "listeners": frozenset(), "groups": 0, "sandboxes": 1, "processes": {"in a sandbox": 2},
         "descriptors": {"supervisor": 40}, "namespaces": {"net": 3}, "shared_ids": (),
         "rss_mib": {"supervisor": 30},
     }  # fmt: skip
