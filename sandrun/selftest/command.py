@@ -109,7 +109,9 @@ def _remote(url: str, cases: Sequence[Case], jobs: int, on_end: _progress) -> li
         health = target.get("/health")
         if health.status != http.client.OK:
             raise Unable(f"{url} is not ready: {health.body[:300]!r}")
-        return run_all(cases, target, jobs, on_end)
+        outcomes = run_all(cases, target, jobs, on_end)
+        target.forget()
+        return outcomes
     finally:
         target.close()
 
@@ -122,9 +124,11 @@ def _local(
     with serving(config) as (url, pid), host.Canaries() as canaries:
         target = Target(url)
         target.run({"main.py": "print(1)"})  # the first job makes what stays
+        target.forget()
         target.close()
         before = host.look(pid, canaries)
         outcomes = run_all(cases, target, jobs, on_end)
+        target.forget()
         target.close()
         changed = host.settled(pid, canaries, before, target.warm)
         target.close()
