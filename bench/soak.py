@@ -123,7 +123,7 @@ def ours(pid: int) -> dict[str, int]:
         except OSError:
             continue
         if b"sandrun.http" in line:
-            found["http"] = child
+            found[name.removeprefix("sandrun-")] = child  # http, standby
         elif name == "sandrun-spawner":
             spawners += 1
             found[f"spawner {spawners}"] = child

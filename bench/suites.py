@@ -495,7 +495,7 @@ def _sizes(pid: int) -> list[tuple[str, int]]:
             line = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
             name = Path(f"/proc/{child}/comm").read_text().strip()
             if b"sandrun.http" in line:
-                sizes.append(("http", pss_bytes(child)))
+                sizes.append((name.removeprefix("sandrun-"), pss_bytes(child)))  # http, standby
             elif name == "sandrun-spawner":
                 sizes.append(("spawner", pss_bytes(child)))
     return sizes

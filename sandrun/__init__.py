@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 A **supervisor** (root) starts one **http** process (no privileges, its own system
-call filter) and, for each environment, one **spawner** (root only inside a user
+call filter; a second one stands by) and, for each environment, one **spawner** (root only inside a user
 namespace of its own). Spawners clone **zygotes**: sandboxes that are complete
 before anybody asks for one. A zygote is PID 1 of its own pid, mount, net, ipc,
 uts and user namespaces, with a tmpfs and a control group; in it waits one parked

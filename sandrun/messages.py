@@ -106,6 +106,13 @@ class Resized(_Message, frozen=True):
     zygote: ZygoteId
 
 
+class HttpDeaths(_Message, frozen=True):
+    """How often an http has been replaced because it died, and why the last time."""
+
+    count: int = 0
+    cause: Text = ""
+
+
 class PoolState(_Message, frozen=True):
     """Sent when it changes: for ``/stats``, ``/health`` and admission.
 
@@ -207,6 +214,7 @@ ToHttp = (
     | Withdraw
     | Resized
     | PoolState
+    | HttpDeaths
     | StoreState
     | Installed
     | InstallFailed

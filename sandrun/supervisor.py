@@ -6,6 +6,7 @@ messages with bounded fields, from zygotes nothing but their exit.
 ::
 
     supervisor ─┬─ http             unprivileged; `python -m sandrun.http`
+                ├─ its standby      the same, loaded, waiting to take its place
                 ├─ spawner          one per environment
                 └─ zygote …         cloned by the spawners, reaped by us
 
@@ -15,9 +16,10 @@ ones may end within ``[pool] drain_seconds``; a second one ends at once. Either
 way no process, mount, cgroup or namespace of ours is left.
 
 http is crash-only: what must outlive it is in the store (store.py), and its next
-incarnation gets all of it before it says Ready. ``SIGUSR2`` (`python -m sandrun
-upgrade`) and ``SIGHUP`` (which also reads certificates and the [http],
-[rate_limit] and [retention] sections again) use the same road in good order.
+incarnation, which stands by already (http_process.py), gets all of it before it says
+Ready. ``SIGUSR2`` (`python -m sandrun upgrade`) and ``SIGHUP`` (which also reads
+certificates and the [http], [rate_limit] and [retention] sections again) use the same
+road in good order.
 """
 
 from __future__ import annotations
@@ -29,26 +31,24 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, assert_never
 
 import msgspec
 
 from sandrun import doctor, notify
-from sandrun.channel import Channel, Closed, close_all, pair
+from sandrun.channel import close_all
 from sandrun.config import Config, listen_address
 from sandrun.errors import ConfigError, HostError, ProtocolError
+from sandrun.http_process import HttpProcess
 from sandrun.messages import (
     Drain,
     EnvironmentInfo,
     Finished,
     Forget,
+    HttpDeaths,
     Install,
     InstallFailed,
     Keep,
@@ -58,7 +58,6 @@ from sandrun.messages import (
     Ready,
     Resize,
     Restored,
-    StoreEntry,
     StoreState,
     Taken,
     ToHttp,
@@ -80,31 +79,13 @@ log = logging.getLogger(__name__)
 
 HTTP_UID_OFFSET: Final = -1  # http runs under the id below the sandboxes' range
 _BACKLOG: Final = 1024
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
-SEND_BUFFER: Final = 4 * 1024 * 1024  # so that http never waits for us on a busy machine
-MAX_OUTBOX: Final = 4096
-MESSAGES_AT_ONCE: Final = 64
 ZYGOTE_FDS: Final = 21
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
+STANDBY_DELAY_S: Final = 1.0  # the one that has just taken over has work to do
+DRAIN_MARGIN_S: Final = 5.0  # http exits when its jobs are done; this is for one that does not
 _BUILD_SLOT: Final = 1_000_000  # the control group of installers; no sandbox's number is as high
 _BUILD_MEMORY_MB: Final = 1024  # of installers, beside what they put into the cache
 _BUILD_PROCESSES: Final = 512
-
-
-def memory_fd(name: str, data: bytes) -> int:
-    """A sealed memory file with ``data``, to hand to a child."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(data)
-    os.lseek(fd, 0, os.SEEK_SET)
-    import fcntl  # noqa: PLC0415 - not at import: the tests import us on hosts without memfd
-
-    fcntl.fcntl(
-        fd,
-        fcntl.F_ADD_SEALS,
-        fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
-    )
-    return fd
 
 
 def bind(address: str) -> socket.socket:
@@ -128,196 +109,6 @@ def bind(address: str) -> socket.socket:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
-
-
-class HttpProcess:
-    """The supervisor's side of one http process, from its exec to its end.
-
-    It is *attached* when it has been told everything and may serve; an upgrade
-    starts the next one beside it.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        uid: int,
-        listeners: list[socket.socket],
-        on_message: Callable[[HttpProcess, ToPool, list[int]], None],
-        on_exit: Callable[[HttpProcess, int], None],
-    ) -> None:
-        self.config = config
-        self.uid = uid
-        self.listeners = listeners
-        self.on_message = on_message
-        self.on_exit = on_exit
-        self.loop = asyncio.get_running_loop()
-        self.attached = False
-        self.leaving = False  # told to make room for the next
-        self._outbox: deque[tuple[ToHttp, tuple[int, ...]]] = deque()
-        self._entries: Iterator[tuple[StoreEntry, tuple[int, ...]]] | None = None
-        self._restored: Callable[[], None] = lambda: None
-        self._start()
-
-    def _start(self) -> None:
-        """Exec http with its descriptors."""
-        ours, theirs = pair()
-        for sock in (ours, theirs):
-            _send_buffer(sock, SEND_BUFFER)
-        ours.setblocking(False)
-        http = self.config.http
-        fds = {
-            "--control": theirs.fileno(),
-            "--config": memory_fd("config", msgspec.msgpack.encode(self.config)),
-            "--filter": memory_fd("filter", seccomp.http_program()),
-        }
-        if http.tls_cert:
-            fds["--tls-cert"] = memory_fd("cert", Path(http.tls_cert).read_bytes())
-            fds["--tls-key"] = memory_fd("key", Path(http.tls_key).read_bytes())
-        argv = [sys.executable, "-I", "-m", "sandrun.http", "--uid", str(self.uid)]
-        for option, fd in fds.items():
-            argv += [option, str(fd)]
-        names = ["--listen", "--admin"]
-        for name, sock in zip(names, self.listeners, strict=False):
-            argv += [name, str(sock.fileno())]
-        self.process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(*fds.values(), *(sock.fileno() for sock in self.listeners)),
-            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-        )
-        theirs.detach()
-        close_all(list(fds.values()))
-        self.pidfd = os.pidfd_open(self.process.pid)
-        self.channel: Channel[ToHttp, ToPool] = Channel(ours, ToPool)
-        self.loop.add_reader(ours.fileno(), self.hear)
-        self.loop.add_reader(self.pidfd, self._ended)
-
-    def attach(
-        self,
-        welcome: Welcome,
-        entries: Iterator[tuple[StoreEntry, tuple[int, ...]]],
-        restored: Callable[[], None],
-    ) -> None:
-        """Tell it who we are and what there is; ``restored`` is called behind that."""
-        self.attached = True
-        self.send(welcome, ())
-        self._entries = entries
-        self._restored = restored
-        self._flush()
-
-    def send(self, message: ToHttp, fds: tuple[int, ...]) -> None:
-        """Send, in order. Dropped if nobody is attached: a new http is told everything.
-
-        Descriptors are the caller's, and duplicated if they must wait.
-        """
-        if not self.attached:
-            return
-        if self._entries is None and not self._outbox:
-            try:
-                self.channel.send(message, fds)
-            except Closed:
-                return
-            except BlockingIOError:
-                self.loop.add_writer(self.channel.fileno(), self._flush)
-            else:
-                return
-        if len(self._outbox) >= MAX_OUTBOX:
-            log.error("http does not read its messages; restarting it")
-            self.process.kill()
-            return
-        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
-
-    def _flush(self) -> None:
-        """First what was kept, then what was said meanwhile."""
-        try:
-            if self._entries is not None:
-                self._send_entries(self._entries)
-            while self._outbox:
-                message, fds = self._outbox[0]
-                self.channel.send(message, fds)
-                close_all(fds)
-                self._outbox.popleft()
-        except BlockingIOError:
-            self.loop.add_writer(self.channel.fileno(), self._flush)
-            return
-        except Closed:
-            self._drop_outbox()
-        self.loop.remove_writer(self.channel.fileno())
-
-    def _send_entries(self, entries: Iterator[tuple[StoreEntry, tuple[int, ...]]]) -> None:
-        for entry, fds in entries:
-            try:
-                self.channel.send(entry, fds)
-            except BlockingIOError:
-                self._entries = chain([(entry, fds)], entries)
-                raise
-        self._entries = None
-        self._restored()
-
-    def hear(self) -> None:
-        """Handle what it has said, up to a bound, so that the others have their turn."""
-        for _ in range(MESSAGES_AT_ONCE):
-            if not self._hear_one():
-                return
-
-    def hear_all(self) -> None:
-        """Handle everything that it has said."""
-        while self._hear_one():
-            pass
-
-    def _hear_one(self) -> bool:
-        try:
-            message, fds = self.channel.receive()
-        except BlockingIOError:
-            return False
-        except Closed:
-            self.loop.remove_reader(self.channel.fileno())
-            return False
-        except ProtocolError as error:
-            self._junk(error)
-            return False
-        try:
-            self.on_message(self, message, fds)
-        except ProtocolError as error:
-            self._junk(error)
-            return False
-        return True
-
-    def _junk(self, error: ProtocolError) -> None:
-        log.error("http sent junk (%s): ending it", error)
-        self.process.kill()
-
-    def _ended(self) -> None:
-        """Its last words count: they are all in the socket."""
-        code = self.process.wait()
-        self.loop.remove_reader(self.pidfd)
-        self.hear_all()
-        self.loop.remove_reader(self.channel.fileno())
-        self.loop.remove_writer(self.channel.fileno())
-        self._drop_outbox()
-        self._entries = None
-        os.close(self.pidfd)
-        self.channel.close()
-        self.attached = False
-        self.on_exit(self, code)
-
-    def _drop_outbox(self) -> None:
-        for _, fds in self._outbox:
-            close_all(fds)
-        self._outbox.clear()
-
-    def end(self) -> None:
-        """Kill it, if it is still there."""
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-
-
-def _send_buffer(sock: socket.socket, size: int) -> None:
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)  # past net.core.wmem_max
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 class Supervisor:
@@ -345,9 +136,13 @@ class Supervisor:
         self.welcome: Welcome | None = None
         self.http: HttpProcess | None = None
         self.next_http: HttpProcess | None = None  # of an upgrade
-        self.next_http_loaded = False
+        self.standby: HttpProcess | None = None
+        self._standby_timer: asyncio.TimerHandle | None = None
         self._announced = False
         self.http_restart = Restart()
+        self.standby_restart = Restart()
+        self.http_deaths = HttpDeaths()
+        self._drain_until: float | None = None  # when draining: on the loop's clock
         self.notify = notify.from_environment()
         self.exit_code = 0
         self.installs: Installs | None = None
@@ -425,7 +220,8 @@ class Supervisor:
             if build_group:
                 build_group.destroy()
             await self.manager.stop()
-            for http in (self.http, self.next_http):
+            self._cancel_standby()
+            for http in (self.http, self.next_http, self.standby):
                 if http:
                     http.end()
 
@@ -489,10 +285,23 @@ class Supervisor:
         return HttpProcess(self.config, uid, self.listeners, self._handle, self._on_http_exit)
 
     def _start_http(self) -> None:
-        if self.stopping or self.http is not None:
+        """The standby, if there is one, else a new one. It may still be loading: what it
+        is told waits in its socket, as clients do in the backlog of ours.
+        """
+        if self.http is not None or self.stopped.is_set():
             return
+        self._cancel_standby()
+        http, self.standby = self.standby, None
+        if http is None:
+            try:
+                http = self._new_http()
+            except OSError as error:  # no process, memory or descriptor; it may pass
+                delay = self.http_restart.on_failure(time.monotonic(), str(error))
+                log.error("http cannot be started: %s; next try in %.2f s", error, delay)
+                self.loop.call_later(delay, self._start_http)
+                return
         self.http_restart.on_start(time.monotonic())
-        self._attach(self._new_http())
+        self._attach(http)
 
     def _attach(self, http: HttpProcess) -> None:
         """From now on this is the http. It hears of the pool behind what was kept."""
@@ -501,49 +310,100 @@ class Supervisor:
 
         def restored() -> None:
             http.send(Restored(max_jobs=self.store.max_jobs), ())
+            http.send(self.http_deaths, ())
             if self.store.full:
                 http.send(StoreState(full=True), ())
             self.manager.report()
+            if self._drain_until is not None:
+                http.send(Drain(grace_s=max(0.0, self._drain_until - self.loop.time())), ())
 
         http.attach(self.welcome, self.store.entries(), restored)
 
+    def _start_standby(self) -> None:
+        """The next http, beside this one."""
+        self._standby_timer = None
+        if self.stopping or self.standby is not None or self.next_http is not None:
+            return
+        self.standby_restart.on_start(time.monotonic())
+        try:
+            self.standby = self._new_http()
+        except OSError as error:
+            self._on_no_standby(str(error))
+
+    def _on_no_standby(self, cause: str) -> None:
+        delay = self.standby_restart.on_failure(time.monotonic(), cause)
+        log.warning("no standby for http (%s); next try in %.2f s", cause, delay)
+        self._want_standby(delay)
+
+    def _want_standby(self, delay: float = STANDBY_DELAY_S) -> None:
+        if self._standby_timer is None and not self.stopping:
+            self._standby_timer = self.loop.call_later(delay, self._start_standby)
+
+    def _cancel_standby(self) -> None:
+        if self._standby_timer is not None:
+            self._standby_timer.cancel()
+            self._standby_timer = None
+
     def upgrade(self) -> None:
         """Replace http by a new one without losing anything. The new one loads first, so
-        that nobody waits for its imports; if it cannot, the old one stays.
+        that nobody waits for its imports; if it cannot, the old one stays. The standby
+        is of the old code and configuration: it goes.
         """
         if self.stopping or self.http is None or self.next_http is not None:
             log.info("no upgrade now: http is being started or ended anyway")
             return
-        self.next_http_loaded = False
         try:
             self.next_http = self._new_http()
         except OSError as error:  # a certificate that is not there
             log.error("no upgrade: %s", error)
+            return
+        self._cancel_standby()
+        if self.standby is not None:
+            old, self.standby = self.standby, None
+            old.process.kill()  # its end is seen by _on_http_exit
 
     def _on_http_exit(self, http: HttpProcess, code: int) -> None:
         if http is self.next_http:
             self.next_http = None
             log.error("the new http ended with status %s; the old one stays", code)
-            return
+            self._want_standby()
+        elif http is self.standby:
+            self.standby = None
+            self._on_no_standby(f"exit status {code}")
+        elif http is self.http:
+            self._on_served_http_exit(http, code)
+
+    def _on_served_http_exit(self, http: HttpProcess, code: int) -> None:
         self.http = None
         crashed = code != 0 or not http.leaving
         self.manager.revoke_leases(self.store.holds, crashed=crashed)
-        if self.stopping:
+        drained = code == 0 and not http.leaving
+        if self.stopping and (drained or self._drain_until is None):
             self.stopped.set()
             return
-        if self.next_http is not None and self.next_http_loaded:
+        if self.next_http is not None and self.next_http.loaded:
             http, self.next_http = self.next_http, None
             log.info("a new http takes over %d records", len(self.store))
             self._attach(http)
             return
-        delay = self.http_restart.on_failure(time.monotonic(), f"exit status {code}")
+        self._restart_http(f"exit status {code}")
+
+    def _restart_http(self, cause: str) -> None:
+        """After a crash, a drain's too: its running jobs still have their time."""
+        delay = self.http_restart.on_failure(time.monotonic(), cause)
+        self.http_deaths = HttpDeaths(count=self.http_deaths.count + 1, cause=cause)
         if self.http_restart.fault:
             log.error("http keeps dying: %s", self.http_restart.fault)
             self.exit_code = 1
             self.stopped.set()
             return
-        log.warning("http ended with status %s; starting it again in %.2f s", code, delay)
-        self.loop.call_later(delay, self._start_http)
+        if self.http_restart.failures == 1:
+            delay = 0.0  # it had served: nothing speaks against going on at once
+        log.warning("http ended (%s); the next one in %.2f s", cause, delay)
+        if delay:
+            self.loop.call_later(delay, self._start_http)
+        else:
+            self._start_http()
 
     # ── http: messages ───────────────────────────────────────────────────────
 
@@ -594,6 +454,7 @@ class Supervisor:
 
     def _on_ready(self, message: Ready) -> None:
         self.http_restart.on_success()
+        self._want_standby()
         self.manager.open_leases()
         if not self._announced:
             self._announced = True
@@ -601,9 +462,11 @@ class Supervisor:
             self.notify("READY=1")
 
     def _on_loaded(self, http: HttpProcess) -> None:
+        http.loaded = True
+        if http is self.standby:
+            self.standby_restart.on_success()
         if http is not self.next_http:
             return
-        self.next_http_loaded = True
         if self.http is not None:
             self.http.leaving = True
             self.http.send(Leave(grace_s=LEAVE_GRACE_S), ())
@@ -629,17 +492,18 @@ class Supervisor:
         self.upgrade()
 
     def _on_stop_signal(self) -> None:
-        if self.stopping or self.http is None:
+        if self.stopping or not self._announced:
             self.stopping = True
+            self._drain_until = None  # whoever dies now is not followed by another
             self.stopped.set()
             return
         self.stopping = True
         self.notify("STOPPING=1")
         grace = self.config.pool.drain_seconds
         log.info("draining: running jobs have %g s; a second signal ends them now", grace)
-        self.http.send(Drain(grace_s=grace), ())
-        # http exits when its jobs are done; this is for one that does not.
-        self.loop.call_later(grace + 5.0, self.stopped.set)
+        self._drain_until = self.loop.time() + grace
+        self._to_http(Drain(grace_s=grace), ())  # and to the next one, should this one die
+        self.loop.call_later(grace + DRAIN_MARGIN_S, self.stopped.set)
 
 
 def _own_fds(config: Config) -> int:

@@ -55,7 +55,7 @@ def running() -> dict[int, int]:
 
 
 def http_of(pid: int) -> int:
-    """The http among the children of ``pid``, or 0."""
+    """The http that serves among the children of ``pid``, or 0."""
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
             children = task.read_text().split()
@@ -63,9 +63,11 @@ def http_of(pid: int) -> int:
             continue
         for child in children:
             try:
+                name = Path(f"/proc/{child}/comm").read_text(encoding="ascii").strip()
                 argv = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue
-            if b"sandrun.http" in argv:
+            # Anybody may call himself so; the command line is root's, as is the parent.
+            if name == "sandrun-http" and b"sandrun.http" in argv:
                 return int(child)
     return 0

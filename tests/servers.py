@@ -112,6 +112,26 @@ def our_cgroups():
     return sorted(found)
 
 
+def http_of(pid):
+    """The http that serves under the supervisor ``pid``; its standby has another name."""
+    while True:
+        for child in descendants(pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "sandrun-http":
+                    return child
+        os.kill(pid, 0)  # between two of them there is none
+
+
+def standby_of(pid):
+    """The next http, once it is there. Each look is paced by the processes' own files."""
+    while True:
+        for child in descendants(pid):
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "sandrun-standby":
+                    return child
+        os.kill(pid, 0)
+
+
 def descendants(pid):
     """Process ids below ``pid``."""
     found, queue = [], [pid]

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         context = tls_context(options)
         static = Static(find_frontend())
         program = read_fd(options.filter) if options.filter is not None else None
+        name = Name()
         files = raise_file_limit()
         drop(options)
         gc.collect()
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("cannot start: %s", error)
         return 1
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(options, config, static, context, files))
+        return runner.run(serve(options, config, static, context, files, name))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -80,6 +81,25 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--uid", type=int, help="become this user and group")
     parser.add_argument("--allow-root", action="store_true", help="for tests")
     return parser.parse_args(argv)
+
+
+class Name:
+    """What ``ps`` and ``top`` call us: the one that serves, or its standby.
+
+    Opened while a path can still be opened.
+    """
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/comm", os.O_WRONLY | os.O_CLOEXEC)
+        self.change("sandrun-standby")
+
+    def change(self, name: str) -> None:
+        """At most 15 characters. man: proc(5), /proc/PID/comm"""
+        os.write(self._fd, name.encode())
+
+    def close(self) -> None:
+        """It stays what it is."""
+        os.close(self._fd)
 
 
 def read_fd(fd: int) -> bytes:
@@ -123,6 +143,7 @@ async def serve(
     static: Static,
     context: ssl.SSLContext | None,
     files: int,
+    name: Name,
 ) -> int:
     """From Welcome to the last job's end."""
     loop = asyncio.get_running_loop()
@@ -133,6 +154,8 @@ async def serve(
     loop.add_signal_handler(signal.SIGTERM, app.on_drain, Drain(grace_s=0.0))
     app.leases.send(Loaded())
     await first_of(app.welcomed, app.drained)
+    name.change("sandrun-http")
+    name.close()
     server = Server(Handlers(app, static), config.http)
     urls = (url_of(listener, secure=context is not None),)
     running = [asyncio.create_task(server.serve([listener], context))]

@@ -288,11 +288,17 @@ class Environments(_Reply):
 
 
 class Health(_Reply):
-    """Answer to /health: ``ready``, ``draining`` or ``unavailable``."""
+    """Answer to /health: ``ready``, ``draining`` or ``unavailable``.
+
+    ``http_restarts``: how often the process that answers has been replaced because it
+    died, the last time by ``http_last_end``.
+    """
 
     status: str
     worker_id: str
     reason: str | None
+    http_restarts: int
+    http_last_end: str | None
 
 
 class LimitColumn(_Reply):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sandrun.http.spool import Spooled
     from sandrun.messages import (
         Drain,
+        HttpDeaths,
         Leave,
         PoolState,
         Restored,
@@ -96,6 +97,8 @@ class App:
         self.store_full = False
         self.leaving = asyncio.Event()  # another http takes over
         self.pool: PoolState | None = None
+        self.http_deaths = 0
+        self.http_death_cause = ""
         self.draining = False
         self.drained = asyncio.Event()  # nothing runs any more, or the supervisor is gone
         self.active: set[Job] = set()  # dispatched and not ended
@@ -303,6 +306,7 @@ class App:
             "pool_booting": pool.booting if pool else 0,
             "pool_busy": pool.busy if pool else 0,
             "pool_fault": 1 if pool and pool.fault else 0,
+            "http_restarts": self.http_deaths,
             "upload_bytes": self.budget.used,
             "retained_bytes": self.registry.retained_bytes,
             "clients": len(self.quota),
@@ -371,6 +375,10 @@ class App:
         """The pool has changed."""
         self.pool = state
         self._pump()
+
+    def on_http_deaths(self, deaths: HttpDeaths) -> None:
+        """Why we are not the first http."""
+        self.http_deaths, self.http_death_cause = deaths.count, deaths.cause
 
     def on_ready(self) -> None:
         """One more zygote."""

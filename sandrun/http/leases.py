@@ -31,6 +31,7 @@ from sandrun.messages import (
     Elsewhere,
     Finished,
     FromZygote,
+    HttpDeaths,
     Installed,
     InstallFailed,
     Kill,
@@ -115,6 +116,9 @@ class Listener(Protocol):
 
     def on_pool_state(self, state: PoolState) -> None:
         """The pool has changed."""
+
+    def on_http_deaths(self, deaths: HttpDeaths) -> None:
+        """Why we are not the first http."""
 
     def on_entry(self, entry: StoreEntry, fds: list[int]) -> None:
         """An earlier http has left this; the descriptors are the listener's."""
@@ -263,6 +267,8 @@ class Leases:
                 self._listener.on_leave(message)
             case PoolState():
                 self._listener.on_pool_state(message)
+            case HttpDeaths():
+                self._listener.on_http_deaths(message)
             case Installed() | InstallFailed():
                 self._listener.on_installed(message)
             case Drain():

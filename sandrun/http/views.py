@@ -295,7 +295,13 @@ def health(app: App) -> api.Health:
         state, reason = "starting", "the pool is starting"
     elif app.pool.fault:
         state, reason = "unavailable", app.pool.fault
-    return api.Health(status=state, worker_id=app.worker_id, reason=reason)
+    return api.Health(
+        status=state,
+        worker_id=app.worker_id,
+        reason=reason,
+        http_restarts=app.http_deaths,
+        http_last_end=app.http_death_cause or None,
+    )
 
 
 def privacy(app: App) -> api.Privacy:

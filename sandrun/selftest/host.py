@@ -203,6 +203,8 @@ def _kind(pid: int, server_pid: int) -> str:
     if pid == server_pid:
         return "supervisor"
     words = _read(f"/proc/{pid}/cmdline").split("\0")
+    if _read(f"/proc/{pid}/comm").strip() == "sandrun-standby" and "sandrun.http" in words:
+        return "standby"
     for module in ("sandrun.http", "sandrun.pool.spawner"):
         if module in words and len(status.get("NSpid", "").split()) == 1:
             return module

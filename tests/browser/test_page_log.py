@@ -3,11 +3,10 @@
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
-from servers import NO_RATE_LIMIT, descendants
+from servers import NO_RATE_LIMIT, http_of
 
 HUNDRED_THOUSAND = """
 for i in range(100_000):
@@ -132,11 +131,7 @@ def test_a_log_goes_on_across_a_server_restart_without_a_lost_or_doubled_line(
     page.write(NUMBERS)
     page.start()
     expect(page.log).to_contain_text("number 20")
-    [http] = [
-        pid
-        for pid in descendants(server.process.pid)
-        if b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    http = http_of(server.process.pid)
     os.kill(http, signal.SIGKILL)
     page.ended()
     assert copied_lines(page) == ALL_NUMBERS

@@ -37,8 +37,7 @@ def command(pid):
 
 
 def http_of(server):
-    (pid,) = [p for p in servers.descendants(server.process.pid) if b"sandrun.http" in command(p)]
-    return pid
+    return servers.http_of(server.process.pid)
 
 
 def spawner_of(server):
@@ -326,6 +325,64 @@ def test_a_stopped_supervisor_fails_no_job(server):
     for n in range(12):
         assert server.python(f"print({n})")["stdout"] == f"{n}\n"
     assert status(server, job)["status"] == "running"
+
+
+def test_the_standby_takes_over_and_health_and_metrics_say_why():
+    """No interpreter has to start, so nobody waits for one; connects queue meanwhile."""
+    with servers.running(servers.NO_RATE_LIMIT + ADMIN) as server:
+        for count in (1, 2):
+            standby = servers.standby_of(server.process.pid)
+            kill_http(server)
+            health = server.client.get("/health").json()
+            assert servers.http_of(server.process.pid) == standby
+            assert health["http_restarts"] == count
+            assert health["http_last_end"] == "exit status -9"
+        address = admin_address(server)
+        assert "\nsandrun_http_restarts 2\n" in httpx.get(f"http://{address}/metrics").text
+        os.kill(servers.standby_of(server.process.pid), signal.SIGKILL)  # nobody misses it
+        assert server.python("print(1)")["stdout"] == "1\n"
+        servers.standby_of(server.process.pid)
+        assert server.client.get("/health").json()["http_restarts"] == 2
+
+
+ADMIN = "[http]\nadmin_listen = '127.0.0.1:0'\n"
+
+
+def admin_address(server):
+    """The other port that http listens on."""
+    public = server.url.rpartition(":")[2]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        port = str(int(fields[1].rpartition(":")[2], 16))
+        if fields[3] == "0A" and port != public and fields[9] in sockets_of(http_of(server)):
+            return f"127.0.0.1:{port}"
+    raise AssertionError("no other port")
+
+
+def sockets_of(pid):
+    """Inode numbers of its sockets."""
+    found = set()
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+    return found
+
+
+def test_http_that_dies_during_a_drain_is_followed_by_one_that_goes_on_draining():
+    code = "import sys\nprint('up', flush=True)\nimport time\ntime.sleep(3)\nprint('end')"
+    with servers.running() as server:
+        job = submit(server, code)
+        _, cursor = read_until(server, job, "up\n")
+        server.process.send_signal(signal.SIGTERM)
+        while server.client.get("/health").json()["status"] != "draining":
+            pass
+        kill_http(server)
+        assert server.client.post("/submit", json={"code": "1"}).json()["code"] == "draining"
+        seen, _ = read_until(server, job, "end\n", cursor)
+        assert seen == "end\n"
+        assert server.process.wait(60) == 0
 
 
 # ── upgrade ──────────────────────────────────────────────────────────────────

@@ -89,11 +89,7 @@ def test_a_restarted_http_loses_no_job_that_waits_for_its_requirements(node):
     """A spare wheel makes a new lock, so that there is something to wait for."""
     code = "import alpha; print(alpha.VERSION)"
     job = node.post("/submit", asking("alpha>=0.5\n", code), manifest=MANIFEST).json()
-    http = next(
-        pid
-        for pid in servers.descendants(node.process.pid)
-        if b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    )
+    http = servers.http_of(node.process.pid)
     os.kill(http, signal.SIGKILL)
     answer = {}
     deadline = time.monotonic() + 60

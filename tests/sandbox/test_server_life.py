@@ -103,17 +103,10 @@ def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_sweeps(
 def test_http_that_is_killed_comes_back_on_the_same_port():
     with servers.running() as server:
         server.python("print(1)")
-        (http,) = [p for p in servers.descendants(server.process.pid) if _is_http(p)]
+        http = servers.http_of(server.process.pid)
         os.kill(http, signal.SIGKILL)
         wait_gone([http])
         assert server.python("print(2)")["stdout"] == "2\n"
-
-
-def _is_http(pid):
-    try:
-        return b"sandrun.http" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:  # a zygote that has just ended
-        return False
 
 
 def test_a_thousand_jobs_leave_no_descriptor_process_or_group(server):
@@ -177,7 +170,7 @@ def _on_disk(pid, supervisor):
             flags = int(text.split("flags:")[1].split()[0], 8)
             target = os.readlink(path)
             writable = flags & (os.O_WRONLY | os.O_RDWR)
-            if writable and not target.startswith(("/memfd:", "/sys/fs/cgroup/")):
+            if writable and not target.startswith(("/memfd:", "/sys/fs/cgroup/", "/proc/")):
                 found.append(target)
         if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink(f"/proc/{supervisor}/ns/mnt"):
             for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():

@@ -1,0 +1,249 @@
+"""The supervisor's side of one http process, from its exec to its end. Runs as: root. I/O.
+
+An http loads, says Loaded, and waits until it is *attached*: told who we are and what
+is kept. Between the two it may wait for as long as we like, which is what a standby
+does: it has been started beside the one that serves, and takes its place in
+milliseconds instead of the half second, or more under load, that an interpreter
+and its imports take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from sandrun.channel import Channel, Closed, close_all, pair
+from sandrun.config import Config
+from sandrun.errors import ProtocolError
+from sandrun.messages import StoreEntry, ToHttp, ToPool, Welcome
+from sandrun.pool import seccomp
+
+log = logging.getLogger(__name__)
+
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
+SEND_BUFFER: Final = 4 * 1024 * 1024  # so that http never waits for us on a busy machine
+MAX_OUTBOX: Final = 4096
+MESSAGES_AT_ONCE: Final = 64
+
+
+def memory_fd(name: str, data: bytes) -> int:
+    """A sealed memory file with ``data``, to hand to a child."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(data)
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(
+        fd,
+        fcntl.F_ADD_SEALS,
+        fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL,
+    )
+    return fd
+
+
+class HttpProcess:
+    """One http process. ``attached``: it has been told everything and may serve."""
+
+    def __init__(
+        self,
+        config: Config,
+        uid: int,
+        listeners: list[socket.socket],
+        on_message: Callable[[HttpProcess, ToPool, list[int]], None],
+        on_exit: Callable[[HttpProcess, int], None],
+    ) -> None:
+        self.config = config
+        self.uid = uid
+        self.listeners = listeners
+        self.on_message = on_message
+        self.on_exit = on_exit
+        self.loop = asyncio.get_running_loop()
+        self.attached = False
+        self.loaded = False  # nothing but what we know is missing to it
+        self.leaving = False  # told to make room for the next
+        self._outbox: deque[tuple[ToHttp, tuple[int, ...]]] = deque()
+        self._entries: Iterator[tuple[StoreEntry, tuple[int, ...]]] | None = None
+        self._restored: Callable[[], None] = lambda: None
+        self._start()
+
+    def _start(self) -> None:
+        """Exec http with its descriptors. Raises OSError, and nothing is left then."""
+        http = self.config.http
+        contents = {
+            "--config": msgspec.msgpack.encode(self.config),
+            "--filter": seccomp.http_program(),
+        }
+        if http.tls_cert:
+            contents["--tls-cert"] = Path(http.tls_cert).read_bytes()
+            contents["--tls-key"] = Path(http.tls_key).read_bytes()
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            control, end = pair()
+            ours.callback(control.close)
+            theirs.callback(end.close)
+            for sock in (control, end):
+                _send_buffer(sock, SEND_BUFFER)
+            control.setblocking(False)
+            fds = {"--control": end.fileno()}
+            for option, content in contents.items():
+                fds[option] = memory_fd(option.strip("-"), content)
+                theirs.callback(os.close, fds[option])
+            for option, sock in zip(("--listen", "--admin"), self.listeners, strict=False):
+                fds[option] = sock.fileno()
+            self.process = _exec_http(self.uid, fds)
+            ours.callback(self.end)
+            self.pidfd = os.pidfd_open(self.process.pid)
+            ours.pop_all()
+        self.channel: Channel[ToHttp, ToPool] = Channel(control, ToPool)
+        self.loop.add_reader(control.fileno(), self.hear)
+        self.loop.add_reader(self.pidfd, self._ended)
+
+    def attach(
+        self,
+        welcome: Welcome,
+        entries: Iterator[tuple[StoreEntry, tuple[int, ...]]],
+        restored: Callable[[], None],
+    ) -> None:
+        """Tell it who we are and what there is; ``restored`` is called behind that."""
+        self.attached = True
+        self.send(welcome, ())
+        self._entries = entries
+        self._restored = restored
+        self._flush()
+
+    def send(self, message: ToHttp, fds: tuple[int, ...]) -> None:
+        """Send, in order. Dropped if nobody is attached: a new http is told everything.
+
+        Descriptors are the caller's, and duplicated if they must wait.
+        """
+        if not self.attached:
+            return
+        if self._entries is None and not self._outbox:
+            try:
+                self.channel.send(message, fds)
+            except Closed:
+                return
+            except BlockingIOError:
+                self.loop.add_writer(self.channel.fileno(), self._flush)
+            else:
+                return
+        if len(self._outbox) >= MAX_OUTBOX:
+            log.error("http does not read its messages; restarting it")
+            self.process.kill()
+            return
+        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+
+    def _flush(self) -> None:
+        """First what was kept, then what was said meanwhile."""
+        try:
+            if self._entries is not None:
+                self._send_entries(self._entries)
+            while self._outbox:
+                message, fds = self._outbox[0]
+                self.channel.send(message, fds)
+                close_all(fds)
+                self._outbox.popleft()
+        except BlockingIOError:
+            self.loop.add_writer(self.channel.fileno(), self._flush)
+            return
+        except Closed:
+            self._drop_outbox()
+        self.loop.remove_writer(self.channel.fileno())
+
+    def _send_entries(self, entries: Iterator[tuple[StoreEntry, tuple[int, ...]]]) -> None:
+        for entry, fds in entries:
+            try:
+                self.channel.send(entry, fds)
+            except BlockingIOError:
+                self._entries = chain([(entry, fds)], entries)
+                raise
+        self._entries = None
+        self._restored()
+
+    def hear(self) -> None:
+        """Handle what it has said, up to a bound, so that the others have their turn."""
+        for _ in range(MESSAGES_AT_ONCE):
+            if not self._hear_one():
+                return
+
+    def hear_all(self) -> None:
+        """Handle everything that it has said."""
+        while self._hear_one():
+            pass
+
+    def _hear_one(self) -> bool:
+        try:
+            message, fds = self.channel.receive()
+        except BlockingIOError:
+            return False
+        except Closed:
+            self.loop.remove_reader(self.channel.fileno())
+            return False
+        except ProtocolError as error:
+            self._junk(error)
+            return False
+        try:
+            self.on_message(self, message, fds)
+        except ProtocolError as error:
+            self._junk(error)
+            return False
+        return True
+
+    def _junk(self, error: ProtocolError) -> None:
+        log.error("http sent junk (%s): ending it", error)
+        self.process.kill()
+
+    def _ended(self) -> None:
+        """Its last words count: they are all in the socket."""
+        code = self.process.wait()
+        self.loop.remove_reader(self.pidfd)
+        self.hear_all()
+        self.loop.remove_reader(self.channel.fileno())
+        self.loop.remove_writer(self.channel.fileno())
+        self._drop_outbox()
+        self._entries = None
+        os.close(self.pidfd)
+        self.channel.close()
+        self.attached = False
+        self.on_exit(self, code)
+
+    def _drop_outbox(self) -> None:
+        for _, fds in self._outbox:
+            close_all(fds)
+        self._outbox.clear()
+
+    def end(self) -> None:
+        """Kill it, if it is still there."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+def _exec_http(uid: int, fds: dict[str, int]) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-I", "-m", "sandrun.http", "--uid", str(uid)]
+    for option, fd in fds.items():
+        argv += [option, str(fd)]
+    return subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        pass_fds=tuple(fds.values()),
+        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+    )
+
+
+def _send_buffer(sock: socket.socket, size: int) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)  # past net.core.wmem_max
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
