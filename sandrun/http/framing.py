@@ -24,7 +24,10 @@ MAX_TRAILER_BYTES: Final = 4096
 FREE_CHUNKS: Final = 4096  # a program that flushes each line
 MIN_MEAN_CHUNK: Final = 64  # bytes, of the chunks beyond the free ones
 
-METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+# Known ones; which of them a path takes is the router's to say (405). Others are 501.
+METHODS: Final = frozenset(
+    (b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"TRACE", b"QUERY")
+)
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _BAD_TARGET: Final = re.compile(rb"[^\x21-\x7e]|[\\#]|%(?![0-9A-Fa-f]{2})")

@@ -79,6 +79,23 @@ DOCS: Final[dict[str, Doc]] = {
     "openapi": Doc(None, ("application/json",)),
 }  # fmt: skip
 
+_EXAMPLES: Final[dict[str, Any]] = {
+    "submit": {"files": {"main.py": "print(6 * 7)"}, "manifest": {"memory_mb": 64}},
+    "run": {"code": "print(6 * 7)", "interpreter": "python3"},
+    "validate": {"files": ["main.py", {"path": "data/in.csv", "size": 1000}]},
+}
+
+# What can be done with the ids in an answer, as OpenAPI links.
+_LINKED: Final = (
+    "/status/{id}",
+    "/logs/{id}",
+    "/logs/{id}/stream",
+    "/outputs/{id}",
+    "/download/{id}",
+    "/jobs/{id}",
+    "/jobs/{id}/cancel",
+)
+
 _TEXTS: Final = {
     202: "The job goes on; see /status",
     204: "Done",
@@ -144,7 +161,9 @@ def _operation(route: Route, refs: dict[type[msgspec.Struct], Any]) -> dict[str,
     if parameters:
         found["parameters"] = parameters
     if doc.body is not None:
-        content: dict[str, Any] = {"application/json": {"schema": refs[doc.body]}}
+        content: dict[str, Any] = {
+            "application/json": {"schema": refs[doc.body], "example": _EXAMPLES[route.name]}
+        }
         if doc.form:
             content["multipart/form-data"] = {"schema": _FORM}
         found["requestBody"] = {"required": True, "content": content}
@@ -165,9 +184,23 @@ def _responses(route: Route, doc: Doc, refs: dict[type[msgspec.Struct], Any]) ->
         content.setdefault(kind, {})
     if 204 not in doc.statuses:
         found["200"] = {"description": "Fine", "content": content}
+        if route.name in {"submit", "run"}:
+            found["200"]["links"] = _links()
     for status in doc.statuses:
         found[str(status)] = {"description": _TEXTS[status], **_body(route, status, content, refs)}
     return found
+
+
+def _links() -> dict[str, Any]:
+    """From a job that was accepted to everything that its id opens."""
+    return {
+        _operation_id(route): {
+            "operationId": _operation_id(route),
+            "parameters": {"id": "$response.body#/job_id"},
+        }
+        for route in ROUTES
+        if route.pattern in _LINKED
+    }
 
 
 def _body(

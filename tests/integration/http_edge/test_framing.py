@@ -119,7 +119,6 @@ REFUSED = {
     "very_long_target": (414, get(b"GET /" + b"a" * 100_000 + b" HTTP/1.1")),
     # methods and versions
     "unknown_method": (501, get(b"BREW / HTTP/1.1")),
-    "trace": (501, get(b"TRACE / HTTP/1.1")),
     "lower_method": (400, get(b"get / HTTP/1.1")),
     "bad_method": (400, get(b"GE(T / HTTP/1.1")),
     "no_version": (400, b"GET /\r\n" + H + b"\r\n"),
