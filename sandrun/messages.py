@@ -8,7 +8,7 @@ the other as possibly taken over.
 ::
 
     supervisor ──Spawn──▶ spawner ──clone──▶ zygote (PID 1)
-    supervisor ──Lease──▶ http ──Dispatch──▶ zygote ──Started, LogGrew, Result──▶ http
+    supervisor ──Lease──▶ http ──Dispatch──▶ zygote ──Started, LogGrew, Spent, Result──▶ http
     http ──Keep, Taken, Finished, Forget──▶ supervisor ──StoreEntry, Restored──▶ next http
 """
 
@@ -371,6 +371,12 @@ class LogGrew(_Message, frozen=True):
     end: Bytes
 
 
+class Spent(_Message, frozen=True):
+    """CPU time of the job so far, about once a second while it runs; may be left out."""
+
+    cpu_seconds: float
+
+
 class Elsewhere(_Message, frozen=True):
     """Nothing has run: job.json inside the archive asks for what this zygote cannot
     give (another environment, another storage size), or the upload's requirements must
@@ -394,7 +400,7 @@ class Result(_Message, frozen=True):
     index_size: Bytes = 0
 
 
-FromZygote = Started | LogGrew | Elsewhere | Result
+FromZygote = Started | LogGrew | Spent | Elsewhere | Result
 
 
 # ── supervisor ↔ spawner (one per environment) ───────────────────────────────

@@ -58,7 +58,13 @@ ACCOUNTS_EVERY_S: Final = 0.25  # how long a changed account waits to be written
 MAX_RETURNS: Final = 3  # with requirements: an http that was restarted meanwhile asks again
 INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
 REMEDY_LOG_BYTES: Final = 256 * 1024  # a longer log is not searched for a missing module
+MAX_CPU_S: Final = 1e6  # of one job, whatever its zygote says
 LOST: Final = "the sandbox ended without a result"
+
+
+def believable(cpu_seconds: float) -> float:
+    """A zygote may have been taken over: what it says gives nobody credit, and NaN no account without end."""
+    return min(max(0.0, cpu_seconds), MAX_CPU_S)
 
 
 class App:
@@ -393,6 +399,14 @@ class App:
         """Its log has grown."""
         job.on_log(end)
 
+    def on_spent(self, job: Job, cpu_seconds: float) -> None:
+        """What it used until now is charged now: debt keeps the next job out at once."""
+        spent = believable(cpu_seconds)
+        if spent > job.charged_s:
+            self.quota.charge(job.client, spent - job.charged_s, self.clock())
+            job.charged_s = spent
+            self.ledger.on_charged(job)
+
     def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
         """job.json asked for another sandbox, or the requirements must be installed first.
 
@@ -576,11 +590,13 @@ class App:
         never_ran_by_us = verdict.exit_reason in OURS or (
             verdict.exit_reason is ExitReason.EXPIRED and job.phase is Phase.QUEUED
         )
+        used = believable(usage.cpu_seconds) + believable(job.install_cpu_s)
         if never_ran_by_us:
-            self.quota.refund(job.client, job.admitted, now)
+            self.quota.refund(job.client, job.admitted, now, job.charged_s)
         else:
-            self.quota.settle(job.client, usage.cpu_seconds + job.install_cpu_s, now)
-        self.queue.settle(job.client, usage.cpu_seconds + job.install_cpu_s)
+            self.quota.settle(job.client, used - job.charged_s, now)
+        job.charged_s = 0.0
+        self.queue.settle(job.client, used)
 
     def close_job(self, job: Job, verdict: Verdict, usage: Usage, ended: float) -> None:
         """It has ended: from now on it only waits to be read."""

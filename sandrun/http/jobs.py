@@ -122,6 +122,7 @@ class Job:
         "admitted",
         "cancelled",
         "charge",
+        "charged_s",
         "client",
         "deadline",
         "dispatched",
@@ -178,6 +179,7 @@ class Job:
         self.files = files
         self.upload = upload
         self.charge = charge  # bytes owed to the upload budget
+        self.charged_s = 0.0  # CPU seconds that its client has paid already
         self.job_hash = job_hash
         self.admitted = admitted  # when the quota let it in
         self.idempotency_key: str | None = None

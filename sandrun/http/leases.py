@@ -43,6 +43,7 @@ from sandrun.messages import (
     Resized,
     Restored,
     Result,
+    Spent,
     Started,
     StoreEntry,
     StoreState,
@@ -149,6 +150,9 @@ class Listener(Protocol):
 
     def on_log(self, job: Job, end: int) -> None:
         """Its log has grown to ``end``."""
+
+    def on_spent(self, job: Job, cpu_seconds: float) -> None:
+        """It has used so much so far."""
 
     def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
         """It belongs into another sandbox; nothing has run."""
@@ -488,6 +492,8 @@ class Leases:
                 self._listener.on_started(job, message)
             case LogGrew():
                 self._listener.on_log(job, message.end)
+            case Spent():
+                self._listener.on_spent(job, message.cpu_seconds)
             case Elsewhere():
                 if zygote.stage is Stage.STARTED:
                     raise ProtocolError("Elsewhere after Started")

@@ -52,7 +52,7 @@ class Ledger:
         self._later = later
         self._last = NODE_KEY
         self._dirty: dict[Client, None] = {}
-        self._unsettled: dict[Client, dict[int, None]] = {}
+        self._unsettled: dict[Client, dict[int, float]] = {}  # job → CPU s charged
         quota.on_forget = self._on_client_forgotten
 
     def begin(self, last: int) -> None:
@@ -79,11 +79,11 @@ class Ledger:
             self._write(client)
         job.key = self._new_key()
         client.pending.discard(job.admitted)
-        self._unsettled.setdefault(client, {})[job.key] = None
+        self._unsettled.setdefault(client, {})[job.key] = 0.0
 
     def adopt(self, job: Job) -> None:
         """A restored job that is not settled yet."""
-        self._unsettled.setdefault(job.client, {})[job.key] = None
+        self._unsettled.setdefault(job.client, {})[job.key] = job.charged_s
         job.recorded = True
 
     def on_queued(self, job: Job) -> None:
@@ -148,6 +148,13 @@ class Ledger:
         parts: dict[int, bytes] = {Part.STATE: self._state(job, None)}
         self._send(Keep(key=job.key, parts=parts, unbind=True), ())
 
+    def on_charged(self, job: Job) -> None:
+        """Its client has paid ``charged_s`` of it."""
+        unsettled = self._unsettled.get(job.client, {})
+        if job.key in unsettled:
+            unsettled[job.key] = job.charged_s
+            self._touch(job.client)
+
     def on_ended(self, job: Job, end: EndRecord | None) -> None:
         """Settled. ``end``: what the zygote's journal does not say."""
         unsettled = self._unsettled.get(job.client, {})
@@ -185,15 +192,17 @@ class Ledger:
     def _write(self, client: Client) -> None:
         self._dirty.pop(client, None)
         flow = self._queue.standing(client)
+        unsettled = self._unsettled.get(client, {})
         record = AccountRecord(
             client.key,
             client.balance_s,
             client.updated,
             client.seen,
             tuple(start for start in client.starts if start not in client.pending),
-            tuple(self._unsettled.get(client, ())),
+            tuple(unsettled),
             self._last,
             *flow,
+            tuple(unsettled.values()),
         )
         self._send(Keep(key=client.key_in_store, parts={Part.ACCOUNT: encode(record)}), ())
 

@@ -241,12 +241,12 @@ class Quota:
         self.charge(client, cpu_seconds, now)
         client.active -= 1
 
-    def refund(self, client: Client, admitted: float, now: float) -> None:
+    def refund(self, client: Client, admitted: float, now: float, charged_s: float = 0.0) -> None:
         """Refused after all, or failed by our fault: as if it had not been.
 
-        ``admitted`` is the ``now`` of :meth:`admit`.
+        ``admitted`` is the ``now`` of :meth:`admit`; ``charged_s`` was charged meanwhile.
         """
-        self.settle(client, 0.0, now)
+        self.settle(client, -charged_s, now)
         client.pending.discard(admitted)
         if admitted in client.starts:
             client.starts.remove(admitted)

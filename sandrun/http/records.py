@@ -67,6 +67,7 @@ class AccountRecord(_Record, frozen=True):
     last: int
     flow_balance_s: float
     flow_expected_s: float
+    charged: tuple[float, ...] = ()  # what of each of ``unsettled`` is charged already
 
 
 class JobRecord(_Record, frozen=True):

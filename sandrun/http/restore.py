@@ -168,6 +168,8 @@ class Restorer:
         job.client.active += 1
         if later:
             job.client.starts.append(job.admitted)
+        elif account.charged:
+            job.charged_s = account.charged[account.unsettled.index(job.key)]
         self._app.ledger.adopt(job)
         return True
 

@@ -199,6 +199,16 @@ for address in (("1.1.1.1", 80), ("169.254.169.254", 80), ("10.0.0.1", 22)):
 # ── limits, explained ────────────────────────────────────────────────────────
 
 
+def test_the_cpu_time_of_a_running_job_is_charged_while_it_runs(server):
+    code = "import time\nwhile time.process_time() < 30: pass"
+    job = server.client.post("/submit", json={"code": code}).json()["job_id"]
+    began = server.client.get("/stats").json()["your_quota"]["used"]
+    while server.client.get("/stats").json()["your_quota"]["used"] < began + 0.3:
+        status = server.client.get(f"/logs/{job}", params={"wait": 0.2}).json()["status"]
+        assert status in {"queued", "running"}
+    assert server.client.delete(f"/jobs/{job}").status_code == 204
+
+
 def test_a_wall_timeout_says_so(server):
     answer = finished(server.python("import time; time.sleep(60)", timeout=0.3), "wall_timeout")
     assert "0.3 s" in answer["evidence"][0]

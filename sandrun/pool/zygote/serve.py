@@ -35,6 +35,7 @@ from sandrun.messages import (
     FromZygote,
     LogGrew,
     Result,
+    Spent,
     Started,
     ToZygote,
 )
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from sandrun.pool.zygote.boot import Boot
 
 UNPACK_TIMEOUT_S: Final = 60.0  # 100 MB of gzip take about a second
+SPENT_EVERY_S: Final = 1.0  # how often http hears what a running job has used: it charges that
 REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 KiB at most
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
@@ -115,6 +117,7 @@ class Init:
         self.cancelled = False
         self.started = time.monotonic()
         self.nudged = 0
+        self.cpu_before = 0.0
         self.storage_bytes = 0
         self._statuses: dict[int, int] = {}
         self._wake_r, wake_w = os.pipe()
@@ -134,7 +137,7 @@ class Init:
         if dispatch is None:
             return 3
         self.started = time.monotonic()
-        cpu_before = self.group.cpu_seconds()
+        self.cpu_before = self.group.cpu_seconds()
         spec = self.spec = dispatch.spec
         outcome = Outcome()
         before = collect.Snapshot()
@@ -162,7 +165,7 @@ class Init:
             over = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(str(error),))
         self._kill_everything()
         full = self._storage_state()
-        usage = self._usage(outcome, cpu_before)
+        usage = self._usage(outcome)
         index, index_offset = self._collect(spec, before)
         taken = sum(file.size_bytes for file in index.files)
         usage = msgspec.structs.replace(usage, output_bytes=taken)
@@ -451,6 +454,7 @@ class Init:
         cpu_end = self.group.cpu_seconds() + cpu_seconds
         cpus = os.cpu_count() or 1
         cpu_check = start + max(cpu_seconds / cpus, CPU_CHECK_MIN_S)
+        report = start + SPENT_EVERY_S
         outcome = Outcome()
         streams = {process.stdout: STDOUT, process.stderr: STDERR}
         for fd in streams:
@@ -468,7 +472,7 @@ class Init:
         ended = False
         while not ended:
             now = time.monotonic()
-            wait_s = min(deadline, cpu_check) - now
+            wait_s = min(deadline, cpu_check, report) - now
             for fd, mask in self.poll.poll(max(0, wait_s) * 1000 + 0.5):
                 if fd in streams:
                     self._drain(fd, streams, sink)
@@ -489,6 +493,9 @@ class Init:
                 if left <= 0:
                     outcome.cpu_exceeded = ended = True
                 cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
+            if not ended and now >= report:
+                self._tell_spent()
+                report = now + SPENT_EVERY_S
             self._nudge()
         outcome.wall_time_s = time.monotonic() - start
         outcome.cancelled = self.cancelled
@@ -622,9 +629,9 @@ class Init:
                 return
             self._statuses[pid] = status
 
-    def _usage(self, outcome: Outcome, cpu_before: float) -> Usage:
+    def _usage(self, outcome: Outcome) -> Usage:
         return Usage(
-            cpu_seconds=max(0.0, self.group.cpu_seconds() - cpu_before),
+            cpu_seconds=max(0.0, self.group.cpu_seconds() - self.cpu_before),
             memory_peak_bytes=self.group.memory_peak(),
             wall_time_s=outcome.wall_time_s,
             processes_peak=self.group.processes_peak(),
@@ -674,6 +681,13 @@ class Init:
                 waiter.poll()
             else:
                 return
+
+    def _tell_spent(self) -> None:
+        """Best effort: the Result tells the whole."""
+        try:
+            self.http.send(Spent(cpu_seconds=self.group.cpu_seconds() - self.cpu_before))
+        except BlockingIOError:
+            pass
 
     def _nudge(self) -> None:
         """Tell http that the log grew. If its queue is full, poll says when there is room."""

@@ -16,7 +16,7 @@ from fakes import FakeZygote, elsewhere
 
 from sandrun.config import Config, RateLimit
 from sandrun.job import ExitReason
-from sandrun.messages import Kill, Resize, Taken, Want
+from sandrun.messages import Kill, Resize, Spent, Taken, Want
 
 MIB = 1024 * 1024
 
@@ -325,6 +325,74 @@ def test_used_cpu_is_charged(start: Callable[..., Any]) -> None:
     refused = node.run()
     assert refused.status_code == 429
     assert refused.json()["details"]["reason"] == "cpu_seconds"
+
+
+def spend(event: threading.Event, *said: float, total: float) -> Callable[[FakeZygote], None]:
+    """A job that tells what it has used, and ends when the test lets it."""
+
+    def script(zygote: FakeZygote) -> None:
+        zygote.start()
+        for seconds in said:
+            zygote.send(Spent(cpu_seconds=seconds))
+        zygote.write(b"told\n")
+
+        def finish() -> None:
+            event.wait(20)
+            zygote.pool.call(lambda: zygote.end(cpu_seconds=total))
+
+        threading.Thread(target=finish, daemon=True).start()
+
+    return script
+
+
+def test_a_running_job_is_charged_and_its_debt_keeps_the_next_one_out(
+    start: Callable[..., Any],
+) -> None:
+    event = threading.Event()
+    node = start(Config(), script=spend(event, 4.0, 30.0, total=30.5))
+    first = node.submit()["job_id"]
+    assert node.client.get(f"/logs/{first}", params={"wait": 20}).json()["stdout"] == "told\n"
+    reply = node.client.post("/submit", json={"code": "x"})  # there is a place, but no budget
+    assert reply.status_code == 429
+    assert reply.json()["details"]["reason"] == "cpu_seconds"
+    used = node.client.get("/stats").json()["your_quota"]["used"]
+    assert 25.0 < used < 30.1  # a little comes back meanwhile
+    event.set()
+    assert node.client.get(f"/logs/{first}/stream").status_code == 200  # to its end
+    assert node.client.get("/stats").json()["your_quota"]["used"] < 30.6  # the rest, not all again
+
+
+def test_what_a_job_is_charged_while_it_runs_comes_back_if_its_sandbox_dies(
+    start: Callable[..., Any],
+) -> None:
+    def script(zygote: FakeZygote) -> None:
+        zygote.start()
+        zygote.send(Spent(cpu_seconds=8.0))
+        zygote.die()
+
+    node = start(Config(), script=script)
+    assert node.run().json()["exit_reason"] == "server_fault"
+    assert node.client.get("/stats").json()["your_quota"]["used"] == 0
+
+
+@pytest.mark.parametrize("lie", [float("nan"), float("-inf"), -1e9])
+def test_a_sandbox_that_was_taken_over_cannot_fill_its_owners_account(
+    start: Callable[..., Any], lie: float
+) -> None:
+    """Found by review: NaN in the usage made a balance that is never below zero."""
+
+    def script(zygote: FakeZygote) -> None:
+        zygote.start()
+        zygote.send(Spent(cpu_seconds=lie))
+        zygote.end(cpu_seconds=lie)
+
+    node = start(Config(), script=script)
+    assert node.run().json()["exit_reason"] == "exited"
+    assert node.client.get("/stats").json()["your_quota"]["available"] == 10.0
+    node.pool.script = spend(threading.Event(), 60.0, total=60.0)
+    job = node.submit()["job_id"]
+    node.client.get(f"/logs/{job}", params={"wait": 20})
+    assert node.client.post("/submit", json={"code": "x"}).status_code == 429
 
 
 def test_drain_finishes_what_runs_and_refuses_the_rest(start: Callable[..., Any]) -> None:

@@ -150,6 +150,14 @@ def test_a_result_is_charged_once():
     restore(paid, job_parts(), Sandbox(Started(spec=SPEC), result(), alive=False), client=settled)
 
 
+def test_what_was_charged_while_it_ran_is_not_charged_again():
+    def check(_, job, __):
+        assert job.client.balance_s == pytest.approx(min(10.0, 5.0 + 10.0 * 10.0 / 60.0) - 0.5)
+
+    some = account(charged=(1.5,))
+    restore(check, job_parts(), Sandbox(Started(spec=SPEC), result(), alive=False), client=some)
+
+
 def test_a_job_that_the_account_does_not_know_yet_takes_its_place_and_its_start():
     def check(_, job, __):
         assert job.client.active == 1
