@@ -2,7 +2,7 @@
 
 ::
 
-    python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT] [--sample]
+    python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT] [--self-signed] [--sample]
     python -m sandrun doctor | env | run | submit | sample | upgrade | version
 
 Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
@@ -67,6 +67,7 @@ def serve(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sandrun")
     parser.add_argument("--config", type=Path, help="TOML file; see config.example.toml")
     parser.add_argument("--listen", help="ADDR:PORT, [V6]:PORT or unix:/PATH")
+    parser.add_argument("--self-signed", action="store_true", help="TLS, to try it out")
     parser.add_argument("--sample", action="store_true", help="run a sample job when ready")
     parser.add_argument("--verbose", action="store_true", help="log more")
     options = parser.parse_args(argv)
@@ -77,28 +78,38 @@ def serve(argv: list[str]) -> int:
     try:
         import msgspec  # noqa: PLC0415 - a missing dependency gets a sentence, not a traceback
 
-        from sandrun import config, supervisor  # noqa: PLC0415
+        from sandrun import config, self_signed, supervisor  # noqa: PLC0415
         from sandrun.errors import ConfigError, HostError, SetupError  # noqa: PLC0415
         from sandrun.pool import environments  # noqa: PLC0415
     except ImportError as error:
         print(f"sandrun: {error}; install with: pip install .", file=sys.stderr)
         return EX_UNAVAILABLE
     try:
+        certificates: list[self_signed.Certificate] = []  # one at most; a reload keeps it
 
-        def read() -> config.Config:
-            settings = config.load(options.config) if options.config else config.Config()
+        def amend(settings: config.Config) -> config.Config:
             if options.listen:
                 http = msgspec.structs.replace(settings.http, listen=options.listen)
-                settings = config.check(
-                    msgspec.structs.replace(settings, http=http), "command line"
-                )
+                settings = msgspec.structs.replace(settings, http=http)
+            if options.self_signed:
+                if not certificates:
+                    certificates.append(self_signed.make(settings))
+                settings = self_signed.with_certificate(settings, certificates[0])
             return settings
+
+        def read() -> config.Config:
+            if options.config:
+                return config.load(options.config, amend)
+            return config.check(amend(config.Config()), "command line")
 
         settings = read()
         directories, infos = environments.ensure(settings, logging.info)
         return supervisor.serve(
             environments.without_faulty(settings, infos),
-            Announcer(sample=options.sample),
+            Announcer(
+                sample=options.sample,
+                fingerprint=certificates[0].fingerprint if certificates else "",
+            ),
             directories,
             infos,
             read,
@@ -115,8 +126,9 @@ def serve(argv: list[str]) -> int:
 class Announcer:
     """Says once where we are, with a command that works; ``sample``: runs the sample job."""
 
-    def __init__(self, *, sample: bool) -> None:
+    def __init__(self, *, sample: bool, fingerprint: str = "") -> None:
         self._sample = sample
+        self._fingerprint = fingerprint  # of a certificate that nobody but we has signed
         self._said = False
 
     def __call__(self, urls: tuple[str, ...]) -> None:
@@ -127,9 +139,17 @@ class Announcer:
         url = urls[0]
         print(f"sandrun is ready: {url}", flush=True)
         code = """{"code": "print(6 * 7)"}"""
-        print(f"try: curl -s {url}/run -H 'Content-Type: application/json' -d '{code}'", flush=True)
+        silent = "-s"
+        if self._fingerprint:
+            print(f"self-signed certificate, SHA-256 {self._fingerprint}", flush=True)
+            silent = "-sk"
+        print(
+            f"try: curl {silent} {url}/run -H 'Content-Type: application/json' -d '{code}'",
+            flush=True,
+        )
         if self._sample:
             argv = [sys.executable, "-I", "-m", "sandrun", "sample", "--url", url]
+            argv += ["--insecure"] if self._fingerprint else []
             subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 

@@ -36,18 +36,23 @@ class ServerError(Exception):
 
 
 class Client:
-    """One server. ``url`` like ``http://127.0.0.1:8000``."""
+    """One server. ``url`` like ``http://127.0.0.1:8000``. ``insecure``: any certificate will do."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, insecure: bool = False) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"not a URL: {url!r}")
         self._parts = parts
+        self._insecure = insecure
 
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, context=ssl.create_default_context())
+            context = ssl.create_default_context()
+            if self._insecure:
+                context.check_hostname = False
+                context.verify_mode = ssl.CERT_NONE
+            return http.client.HTTPSConnection(host, port, context=context)
         return http.client.HTTPConnection(host, port)
 
     def request(
@@ -190,8 +195,10 @@ def main(argv: list[str]) -> int:
         rest, args = rest[:split], rest[split + 1 :]
     parser = argparse.ArgumentParser(prog=f"python -m sandrun {command}")
     parser.add_argument("--url", default=os.environ.get("SANDRUN_URL", DEFAULT_URL))
+    parser.add_argument("--insecure", action="store_true", help="accept any certificate")
     if command == "sample":
-        return _told(lambda: sample(Client(parser.parse_args(rest).url)))
+        options = parser.parse_args(rest)
+        return _told(lambda: sample(Client(options.url, insecure=options.insecure)))
     parser.add_argument("paths", nargs="+", type=Path, help="a directory or files")
     parser.add_argument("--entrypoint")
     parser.add_argument("--interpreter")
@@ -206,7 +213,13 @@ def main(argv: list[str]) -> int:
     if missing := [str(path) for path in options.paths if not path.exists()]:
         parser.error(f"no such file: {', '.join(missing)}")
     return _told(
-        lambda: _run(Client(options.url), command, pack(options.paths), manifest, options.output)
+        lambda: _run(
+            Client(options.url, insecure=options.insecure),
+            command,
+            pack(options.paths),
+            manifest,
+            options.output,
+        )
     )
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 
 from sandrun.errors import ConfigError
 from sandrun.job import MIB, Limits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=31_536_000)]
@@ -207,16 +210,18 @@ class Config(_Section, frozen=True):
     )
 
 
-def load(path: Path) -> Config:
-    """Read and check a TOML file. Raises :class:`ConfigError`."""
+def load(path: Path, amend: Callable[[Config], Config] | None = None) -> Config:
+    """Read and check a TOML file, ``amend`` in between. Raises :class:`ConfigError`."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path}: {error}") from error
-    return parse(text, str(path))
+    return parse(text, str(path), amend)
 
 
-def parse(text: str, source: str = "config") -> Config:
+def parse(
+    text: str, source: str = "config", amend: Callable[[Config], Config] | None = None
+) -> Config:
     """TOML text → :class:`Config`. Raises :class:`ConfigError`."""
     try:
         tree: dict[str, Any] = tomllib.loads(text)
@@ -225,12 +230,12 @@ def parse(text: str, source: str = "config") -> Config:
         raise ConfigError(f"{source}: not TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {error}") from error
-    return check(config, source)
+    return check(amend(config) if amend else config, source)
 
 
 LOOPBACK_ONLY: Final = (
     "clear text is served on loopback or a unix socket only: set [http] tls_cert and tls_key, "
-    "listen on 127.0.0.1, or put a TLS proxy before it"
+    "try it out with --self-signed, listen on 127.0.0.1, or put a TLS proxy before it"
 )
 
 

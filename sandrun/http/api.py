@@ -74,6 +74,18 @@ class Submitted(_Reply):
     expires_at: float  # seconds since 1970
 
 
+class UploadProgress(_Reply):
+    """Answer to /upload: ``receiving``, then ``accepted`` for the job's life.
+
+    ``total_bytes`` is of the whole body, null where it was not announced (chunked).
+    Once it is accepted the counts are null.
+    """
+
+    status: str
+    received_bytes: int | None
+    total_bytes: int | None
+
+
 class ExecutionMetadata(_Reply):
     """What the job used."""
 

@@ -155,6 +155,10 @@ class Exchange(Protocol):
     def content_length(self) -> int | None:
         """Bytes of body that were announced; 0 without a body, None if chunked."""
 
+    @property
+    def received(self) -> int:
+        """Bytes of body that ``read`` has given so far."""
+
     async def read(self) -> bytes:
         """Next piece of the body, up to ``MAX_PIECE``; ``b""`` at its end (and again after it).
 

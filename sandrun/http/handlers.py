@@ -28,7 +28,7 @@ from sandrun.http.ranges import (
 from sandrun.http.router import Match, Router, not_found
 from sandrun.http.spool import Spool
 from sandrun.http.static import Asset, Static
-from sandrun.http.submission import read_submission
+from sandrun.http.submission import check_media_type, read_submission
 from sandrun.job import MIB
 
 if TYPE_CHECKING:
@@ -63,13 +63,15 @@ class Handlers:
         self.router = Router(assets=tuple(static.assets), admin=admin)
         self.origins = Origins(app.config.http)
         self._openapi = api.encode(openapi.document())
-        self._uploading: set[tuple[int, str]] = set()  # idempotency keys not accepted yet
+        # Idempotency keys not accepted yet, and the requests that bring them.
+        self._uploading: dict[tuple[int, str], Exchange] = {}
         self._table: dict[str, Callable[[Exchange, Match], Awaitable[None]]] = {
             "index": self.index,
             "asset": self.asset,
             "options": self.options,
             "submit": self.submit,
             "run": self.run,
+            "upload": self.upload,
             "validate": self.validate,
             "status": self.status,
             "logs": self.logs,
@@ -228,6 +230,7 @@ class Handlers:
         admitted = app.clock()
         client = app.quota.client(request.client, admitted)
         key = idempotency_key(request)
+        check_media_type(exchange)  # of a repetition too, although its body is not read
         if key is None:
             return await self._admit(exchange, client, admitted, None)
         if (job := app.registry.replay(client, key)) is not None:
@@ -240,11 +243,11 @@ class Handlers:
                 "Idempotency-Key: a request with this key is still being received",
                 retry_after_s=1,
             )
-        self._uploading.add(pending)
+        self._uploading[pending] = exchange
         try:
             return await self._admit(exchange, client, admitted, key)
         finally:
-            self._uploading.discard(pending)
+            del self._uploading[pending]
 
     async def _admit(
         self, exchange: Exchange, client: Client, admitted: float, key: str | None
@@ -275,6 +278,30 @@ class Handlers:
         )
         await app.leases.recorded()  # before its id is told: it shall be there after a crash
         return job
+
+    async def upload(self, exchange: Exchange, _: Match) -> None:
+        """How far an upload has come. The key is the client's own secret, as a job id later."""
+        key = idempotency_key(exchange.request)
+        if key is None:
+            raise RequestError(
+                400,
+                "no_idempotency_key",
+                "Idempotency-Key: name the upload by the key that it was sent with",
+                details={"field": "Idempotency-Key"},
+            )
+        client = self.app.quota.client(exchange.request.client, self.app.clock())
+        coming = self._uploading.get((id(client), key))
+        if coming is not None:
+            reply = api.UploadProgress(
+                status="receiving",
+                received_bytes=coming.received,
+                total_bytes=coming.content_length,
+            )
+        elif self.app.registry.replay(client, key) is not None:
+            reply = api.UploadProgress(status="accepted", received_bytes=None, total_bytes=None)
+        else:
+            raise not_found()
+        await self._json(exchange, reply)
 
     async def validate(self, exchange: Exchange, _: Match) -> None:
         """Say what would happen."""

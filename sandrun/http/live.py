@@ -42,7 +42,7 @@ class LiveExchange:
         self._peer = peer
         self._connection = peer.connection
         self._expects_continue = head.expects_continue
-        self._received = 0
+        self.received = 0
         self._left: int | None = None  # bytes of the answer still to write, if it has a length
         self._bodiless = request.method == "HEAD"
 
@@ -62,16 +62,16 @@ class LiveExchange:
         while True:
             piece = connection.next_body()
             if piece:
-                self._received += len(piece)
-                if self._received > self.body_limit:
+                self.received += len(piece)
+                if self.received > self.body_limit:
                     raise too_large(self.body_limit)
                 return piece
             if connection.state is not State.BODY:
                 return b""
-            if self._expects_continue and not self._received:
+            if self._expects_continue and not self.received:
                 self._expects_continue = False
                 self._peer.write(CONTINUE)
-            await self._peer.wait_body(self._received)
+            await self._peer.wait_body(self.received)
 
     def _skip_body(self) -> None:
         """Drop the rest of a body that nobody reads, if it is already here."""

@@ -21,6 +21,7 @@ class Doc(NamedTuple):
     body: type[msgspec.Struct] | None = None
     form: bool = False  # multipart too
     query: tuple[tuple[str, dict[str, Any], str], ...] = ()
+    key: bool | None = None  # takes an Idempotency-Key; True: must have it
     statuses: tuple[int, ...] = ()  # beside 200
 
 
@@ -34,15 +35,23 @@ _FORM: Final = {
 _INTAKE: Final = (400, 404, 409, 411, 413, 415, 422, 429, 503)
 _SECONDS: Final = {"type": "number", "minimum": 0, "maximum": 3600}
 _FLAG: Final = {"type": "string", "enum": ["0", "1"]}
+_KEY: Final[dict[str, Any]] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+    "description": "yours to choose, hard to guess; the same key and client is the same job",
+}
 _SINCE: Final = ("since", {"type": "integer", "minimum": 0}, "cursor to go on from")
 
 DOCS: Final[dict[str, Doc]] = {
     "index": Doc(api.ServiceInfo, ("text/html",)),
-    "submit": Doc(api.Submitted, body=api.SubmitBody, form=True, statuses=_INTAKE),
+    "submit": Doc(api.Submitted, body=api.SubmitBody, form=True, key=False, statuses=_INTAKE),
+    "upload": Doc(api.UploadProgress, key=True, statuses=(400, 404)),
     "run": Doc(
         api.RunReply,
         body=api.SubmitBody,
         form=True,
+        key=False,
         query=(
             ("timeout", _SECONDS, "longest wait in seconds; then 202 and the job goes on"),
             ("inline", _FLAG, "1: small outputs are in the reply, base64"),
@@ -69,7 +78,7 @@ DOCS: Final[dict[str, Doc]] = {
         ),
         statuses=(400, 404, 409),
     ),
-    "download_file": Doc(None, ("application/octet-stream",), statuses=(206, 304, 404, 416)),
+    "download_file": Doc(None, ("*/*",), statuses=(206, 304, 404, 416)),
     "delete": Doc(statuses=(204, 403, 404)),
     "cancel": Doc(api.Status, statuses=(403, 404)),
     "stats": Doc(api.Stats),
@@ -150,7 +159,7 @@ def _operation(route: Route, refs: dict[type[msgspec.Struct], Any]) -> dict[str,
         "operationId": _operation_id(route),
         "responses": _responses(route, doc, refs),
     }
-    parameters = [
+    parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in ("id", "path")
         if f"{{{name}}}" in route.pattern
@@ -158,6 +167,8 @@ def _operation(route: Route, refs: dict[type[msgspec.Struct], Any]) -> dict[str,
         {"name": name, "in": "query", "schema": schema, "description": text}
         for name, schema, text in doc.query
     ]
+    if doc.key is not None:
+        parameters.append(_KEY | {"required": doc.key})
     if parameters:
         found["parameters"] = parameters
     if doc.body is not None:

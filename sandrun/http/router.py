@@ -36,6 +36,7 @@ ROUTES: Final = (
     Route("POST", "/submit", "submit", "Submit a job"),
     Route("POST", "/run", "run", "Submit a job and wait for its end"),
     Route("POST", "/validate", "validate", "Dry run of a manifest and a file list"),
+    Route("GET", "/upload", "upload", "Progress of the upload that has this Idempotency-Key"),
     Route("GET", "/status/{id}", "status", "State, usage, verdict and outputs of a job"),
     Route("GET", "/logs/{id}", "logs", "Output so far; since and wait long-poll"),
     Route("GET", "/logs/{id}/stream", "stream", "Live output: WebSocket, SSE or chunked text"),

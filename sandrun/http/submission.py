@@ -42,15 +42,21 @@ class Submission(NamedTuple):
 
 async def read_submission(exchange: Exchange, app: App, spool: Spool) -> Submission:
     """Read the whole body. Raises :class:`RequestError` 400, 408, 413, 415 or 503."""
-    kind = media_type(exchange)
+    kind = check_media_type(exchange)
     if kind == "application/json":
         body = api_decode(api.decode_submit, await read_json(exchange))
         given = _from_json(body, app, spool)
-    elif kind == "multipart/form-data":
-        given = await _from_form(exchange, app, spool)
     else:
-        raise unsupported(kind, "multipart/form-data or application/json")
+        given = await _from_form(exchange, app, spool)
     return _complete(given, app, spool)
+
+
+def check_media_type(exchange: Exchange) -> str:
+    """The media type of a submission. Raises :class:`RequestError` 415."""
+    kind = media_type(exchange)
+    if kind not in {"application/json", "multipart/form-data"}:
+        raise unsupported(kind, "multipart/form-data or application/json")
+    return kind
 
 
 def media_type(exchange: Exchange) -> str:

@@ -1,13 +1,16 @@
 """The server's own life: what it leaves behind, what touches a disk, how it ends."""
 
 import contextlib
+import hashlib
 import os
 import signal
+import ssl
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import servers
 
@@ -189,6 +192,28 @@ def test_a_second_server_on_the_same_port_refuses_at_once(server):
     )
     assert result.returncode == 78
     assert "Address already in use" in result.stderr
+
+
+def test_self_signed_serves_tls_and_a_reload_keeps_the_certificate():
+    """The whole way: made by openssl, in memory, told, served, used by our own client."""
+    with servers.running(options=("--self-signed",)) as node:
+        assert node.url.startswith("https://127.0.0.1:")
+        host, port = node.url.removeprefix("https://").split(":")
+        pem = ssl.get_server_certificate((host, int(port)))
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest().upper()
+        told = ":".join(digest[at : at + 2] for at in range(0, 64, 2))
+        trust = ssl.create_default_context(cadata=pem)
+        with httpx.Client(base_url=node.url, verify=trust, timeout=60) as client:
+            assert client.post("/run", json={"code": "print(42)"}).json()["stdout"] == "42\n"
+        old = servers.http_of(node.process.pid)
+        node.process.send_signal(signal.SIGHUP)
+        while servers.http_of(node.process.pid) == old:
+            pass
+        assert ssl.get_server_certificate((host, int(port))) == pem
+        argv = [sys.executable, "-m", "sandrun", "sample", "--url", node.url, "--insecure"]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        assert any(told in line for line in node.log)
 
 
 def test_clear_text_beyond_loopback_is_refused_with_the_cure():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import socket
 import tarfile
 import threading
 from collections.abc import Callable
@@ -255,6 +256,43 @@ def test_run_with_a_timeout_gives_202_and_the_job_goes_on(start: Callable[..., A
     job = reply.json()["job_id"]
     assert node.client.get(f"/logs/{job}/stream").text == "begun\n"
     assert node.client.get(f"/status/{job}").json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_an_upload_can_be_watched_by_its_key(node: Any, *, chunked: bool) -> None:
+    body = b'{"code": "hello"}'
+    key = {"Idempotency-Key": "upload-1"}
+    first = body[:9]
+    head = b"POST /submit HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head += b"Idempotency-Key: upload-1\r\nConnection: close\r\n"
+    if chunked:
+        head += b"Transfer-Encoding: chunked\r\n\r\n"
+        pieces = [b"%x\r\n%b\r\n" % (len(part), part) for part in (first, body[9:])]
+        pieces[1] += b"0\r\n\r\n"
+    else:
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
+        pieces = [first, body[9:]]
+    assert node.client.get("/upload", headers=key).status_code == 404
+    with socket.create_connection(("127.0.0.1", httpx.URL(node.url).port)) as sock:
+        sock.sendall(head + pieces[0])
+        while True:
+            reply = node.client.get("/upload", headers=key)
+            if reply.status_code == 200 and reply.json()["received_bytes"]:
+                break
+        assert reply.json() == {
+            "status": "receiving",
+            "received_bytes": len(first),
+            "total_bytes": None if chunked else len(body),
+        }
+        again = node.client.post("/submit", json={"code": "x"}, headers=key)
+        assert again.json()["code"] == "idempotency_in_progress"
+        sock.sendall(pieces[1])
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        assert node.client.get("/upload", headers=key).json()["status"] == "accepted"
+        while sock.recv(65536):
+            pass
+    assert node.client.get("/upload", headers={"Idempotency-Key": "other"}).status_code == 404
+    assert node.client.get("/upload").json()["code"] == "no_idempotency_key"
 
 
 def test_an_idempotency_key_gives_the_same_job(node: Any) -> None:
