@@ -23,12 +23,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final
@@ -192,14 +193,65 @@ def lay_out(directory: Path, python: Python, owner: int) -> None:
     for name in ("python", "python3", python.name):
         (directory / "bin" / name).symlink_to(python.program)
     (directory / "lib64").symlink_to("lib")
-    (directory / "pyvenv.cfg").write_text(
-        f"home = {os.path.dirname(python.program)}\n"
-        "include-system-site-packages = false\n"
-        f"version = {python.version}\n",
-        encoding="utf-8",
-    )
+    (directory / "pyvenv.cfg").write_bytes(_pyvenv(python))
     for path in (directory, directory / "bin", directory / "lib", site.parent, site):
         os.chown(path, owner, owner)
+
+
+def check_skeleton(directory: Path, python: Python, reserved: Collection[str]) -> list[str]:
+    """Refuse a tree in which a wheel wrote over the venv itself; what was left out of ``bin``.
+
+    A wheel's ``data`` goes anywhere below the environment. The attacks: a
+    ``pyvenv.cfg`` (also one in ``bin``), ``pybuilddir.txt`` or ``._pth`` tells the
+    interpreter to take its standard library from the package, and then ``-I -S``
+    runs the package's code; a ``bin/node`` is found before the host's, and is asked
+    for its version outside of any job. ``reserved``: commands of the interpreters.
+    Raises :class:`PackageError`.
+    """
+    programs = directory / "bin"
+    site = site_packages(directory, python)
+    for path in (directory / "lib", site.parent, site, programs):
+        if path.is_symlink() or not path.is_dir():
+            raise _overwritten(path.name)
+    config = directory / "pyvenv.cfg"
+    if config.is_symlink() or not config.is_file() or config.read_bytes() != _pyvenv(python):
+        raise _overwritten(config.name)
+    if not (directory / "lib64").is_symlink() or os.readlink(directory / "lib64") != "lib":
+        raise _overwritten("lib64")
+    links = {"python", "python3", python.name}
+    for name in links:
+        if not (programs / name).is_symlink() or os.readlink(programs / name) != python.program:
+            raise _overwritten(f"bin/{name}")
+    left_out = []
+    for entry in sorted(os.scandir(programs), key=lambda entry: entry.name):
+        if entry.name in links:
+            continue
+        if not entry.is_file(follow_symlinks=False) or _LANDMARK.search(entry.name):
+            raise _overwritten(f"bin/{entry.name}")
+        if entry.name in reserved or entry.name.startswith("python"):
+            os.unlink(entry.path)
+            left_out.append(entry.name)
+    return left_out
+
+
+_LANDMARK: Final = re.compile(r"^pyvenv\.cfg$|^pybuilddir\.txt$|\._pth$|\.zip$", re.IGNORECASE)
+
+
+def _overwritten(name: str) -> PackageError:
+    return PackageError(f"a package puts a {name!r} of its own into the environment's place")
+
+
+def _pyvenv(python: Python) -> bytes:
+    return (
+        f"home = {os.path.dirname(python.program)}\n"
+        "include-system-site-packages = false\n"
+        f"version = {python.version}\n"
+    ).encode()
+
+
+def reserved_commands(config: Config) -> frozenset[str]:
+    """Names that no package may have for a program: an interpreter is the host's."""
+    return frozenset(os.path.basename(i.command[0]) for i in config.interpreters.values())
 
 
 def site_packages(directory: Path, python: Python) -> Path:
@@ -207,9 +259,15 @@ def site_packages(directory: Path, python: Python) -> Path:
     return directory / "lib" / python.name / "site-packages"
 
 
-def install(installer: Installer, workshop: Workshop, python: Python, lock: str) -> Path:
+def install(
+    installer: Installer,
+    workshop: Workshop,
+    python: Python,
+    lock: str,
+    reserved: Collection[str] = (),
+) -> Path:
     """Install ``lock``; returns the finished directory, which is root's. Raises
-    :class:`PackageError`.
+    :class:`PackageError`. ``reserved``: as in :func:`check_skeleton`.
     """
     directory = workshop.path / "env"
     lay_out(directory, python, installer.uid)
@@ -240,6 +298,7 @@ def install(installer: Installer, workshop: Workshop, python: Python, lock: str)
         projects=names[:8],
         writable=((str(directory), inside),),
     )
+    check_skeleton(directory, python, reserved)
     seal(directory)
     return directory
 
@@ -321,8 +380,13 @@ def read_record(directory: Path) -> Record | None:
 def write_record(directory: Path, record: Record) -> None:
     """Write it whole or not at all."""
     new = directory / f"{RECORD}.new"
-    new.write_bytes(msgspec.json.encode(record))
-    new.chmod(0o444)
+    # A wheel may have brought something of this name: never write through it.
+    if new.is_dir() and not new.is_symlink():
+        raise _overwritten(new.name)
+    new.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(new, flags, 0o444), "wb") as file:
+        file.write(msgspec.json.encode(record))
     new.rename(directory / RECORD)
 
 
@@ -411,7 +475,7 @@ class Environments:
                     self.say(f"environment {name}: its lock is unchanged")
                     return directory, record
             self.say(f"environment {name}: installing {lock.count('==')} packages")
-            built = install(self.installer, workshop, python, lock)
+            built = install(self.installer, workshop, python, lock, reserved_commands(self.config))
             listed = packages(site_packages(built, python))
             record = Record(inputs=inputs, lock=lock, python=python, packages=listed)
             directory = self.store.adopt(built, name, record)

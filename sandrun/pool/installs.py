@@ -308,7 +308,13 @@ class Installs:
             record = environments.read_record(target)
             if record is None:
                 started = time.monotonic()
-                built = environments.install(installer, workshop, order.python, lock)
+                built = environments.install(
+                    installer,
+                    workshop,
+                    order.python,
+                    lock,
+                    environments.reserved_commands(self.config),
+                )
                 listed = environments.packages(environments.site_packages(built, order.python))
                 record = environments.Record(
                     inputs=order.inputs, lock=lock, python=order.python, packages=listed

@@ -19,7 +19,7 @@ import concurrent.futures.thread  # noqa: F401 - late imports could not be read 
 import contextlib
 import email.parser  # noqa: F401
 import encodings.idna  # noqa: F401
-import http.client  # noqa: F401
+import http.client
 import ipaddress
 import os
 import re
@@ -29,7 +29,7 @@ import ssl
 import sys
 import urllib.request
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -140,12 +140,79 @@ def links_hosts(page: str, base: str) -> frozenset[str]:
     return frozenset(hosts)
 
 
+def addresses_outside(host: str, found: list[str], settings: Settings) -> list[str]:
+    """``found``, each once. Raises :class:`Refused` if one of them is of a private network."""
+    addresses = list(dict.fromkeys(found))
+    if host not in settings.private_hosts:
+        for address in addresses:
+            if not is_outside(ipaddress.ip_address(address.partition("%")[0])):
+                raise Refused(
+                    f"{host} leads to {address}, an address of a private network, and is "
+                    "not among [packages] private_hosts"
+                )
+    return addresses
+
+
+class _SameHosts(urllib.request.HTTPRedirectHandler):
+    """An index may redirect to itself, never to a host that the settings do not name."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def redirect_request(
+        self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str
+    ) -> Any:
+        url = urlsplit(newurl)
+        if url.hostname not in self._settings.hosts or url.scheme not in ("http", "https"):
+            raise OSError(0, f"a redirect to {url.hostname}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _connector(settings: Settings) -> Callable[..., socket.socket]:
+    """Our own reads of the index keep to the rule that installers are held to."""
+
+    def connect(
+        address: tuple[str, int], timeout: float = _CONNECT_TIMEOUT_S, *_: object
+    ) -> socket.socket:
+        host, port = address
+        if settings.upstream:
+            return socket.create_connection(address, timeout)
+        entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        try:
+            first = addresses_outside(host, [str(e[4][0]) for e in entries], settings)[0]
+        except Refused as error:
+            raise OSError(0, str(error)) from error
+        return socket.create_connection((first, port), timeout)
+
+    return connect
+
+
 def make_opener(settings: Settings) -> urllib.request.OpenerDirector:
     """For :func:`read_index`; reads the certificates, so it is made while still root."""
     context = ssl.create_default_context(cafile=settings.ca_file or None)
     proxies = {"https": settings.upstream, "http": settings.upstream} if settings.upstream else {}
+    connect = _connector(settings)
+
+    class Plain(http.client.HTTPConnection):
+        def __init__(self, host: str, **more: Any) -> None:
+            super().__init__(host, timeout=more.get("timeout"))
+            self._create_connection = connect  # the base sets it per object
+
+    class Secure(http.client.HTTPSConnection):
+        def __init__(self, host: str, **more: Any) -> None:
+            super().__init__(host, context=context, timeout=more.get("timeout"))
+            self._create_connection = connect
+
+    class PlainHandler(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Plain, req)
+
+    class SecureHandler(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(Secure, req)
+
     return urllib.request.build_opener(
-        urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler(proxies)
+        PlainHandler(), SecureHandler(), urllib.request.ProxyHandler(proxies), _SameHosts(settings)
     )
 
 
@@ -192,15 +259,7 @@ class Proxy:
             found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise Refused(f"{host}: {error.strerror or error}") from error
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if host not in self.settings.private_hosts:
-            for address in addresses:
-                if not is_outside(ipaddress.ip_address(address.partition("%")[0])):
-                    raise Refused(
-                        f"{host} leads to {address}, an address of a private network, and is "
-                        "not among [packages] private_hosts"
-                    )
-        return addresses
+        return addresses_outside(host, [str(entry[4][0]) for entry in found], self.settings)
 
     async def connect(
         self, host: str, port: int

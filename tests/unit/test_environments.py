@@ -338,3 +338,43 @@ def test_bytes_go_both_ways_through_the_proxy_and_a_strange_host_gets_403():
 def test_a_plain_request_is_sent_on_in_origin_form_for_one_answer():
     head = proxy._origin_form("/simple/", "Host: m.test\r\nConnection: keep-alive\r\n\r\n")
     assert head == b"GET /simple/ HTTP/1.1\r\nHost: m.test\r\nConnection: close\r\n\r\n"
+
+
+def test_our_own_reading_of_the_index_follows_no_name_inside(monkeypatch):
+    """An index host that turns to a private address, or redirects to one, is not read."""
+    asked = []
+
+    async def main():
+        async def inside(reader, writer):
+            asked.append(await reader.readline())
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n<a href='https://stolen.test/a.whl'>a</a>")
+            writer.close()
+
+        async def index(reader, writer):
+            await reader.readline()
+            there = f"http://metadata.test:{port}/"
+            writer.write(f"HTTP/1.1 302 Found\r\nLocation: {there}\r\n\r\n".encode())
+            writer.close()
+
+        secret = await asyncio.start_server(inside, "127.0.0.1", 0)
+        port = secret.sockets[0].getsockname()[1]
+        server = await asyncio.start_server(index, "127.0.0.1", 0)
+        url = f"http://index.test:{server.sockets[0].getsockname()[1]}"
+
+        def read(**values):
+            wanted = settings(index_urls=(url,), projects=("a",), **values)
+            return proxy.read_index(wanted, proxy.make_opener(wanted))
+
+        found = [
+            await asyncio.to_thread(read),  # the index itself is inside
+            await asyncio.to_thread(read, private_hosts=("index.test", "metadata.test")),
+        ]
+        for one in (secret, server):
+            one.close()
+            await one.wait_closed()
+        return found
+
+    real = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1", *a, **k))
+    assert asyncio.run(main()) == [frozenset(), frozenset()]
+    assert asked == []
