@@ -33,6 +33,7 @@ from sandrun.http.app import App
 from sandrun.http.handlers import Handlers
 from sandrun.http.server import Server
 from sandrun.http.static import Static, find_frontend
+from sandrun.http.vitals import Vitals
 from sandrun.messages import Drain, Loaded, Ready
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         static = Static(find_frontend())
         program = read_fd(options.filter) if options.filter is not None else None
         name = Name()
+        vitals = Vitals()
         files = raise_file_limit()
         drop(options)
         gc.collect()
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("cannot start: %s", error)
         return 1
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(options, config, static, context, files, name))
+        return runner.run(serve(options, config, static, context, files, name, vitals))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -144,6 +146,7 @@ async def serve(
     context: ssl.SSLContext | None,
     files: int,
     name: Name,
+    vitals: Vitals,
 ) -> int:
     """From Welcome to the last job's end."""
     loop = asyncio.get_running_loop()
@@ -157,6 +160,17 @@ async def serve(
     name.change("sandrun-http")
     name.close()
     server = Server(Handlers(app, static), config.http)
+    server.on_refusal = app.metrics.refused
+    app.server_gauges = lambda: {
+        "connections": server.connections,
+        "idle_connections": server.idle_connections,
+        "websockets": server.websockets,
+        "http_resident_bytes": vitals.resident_bytes(),
+    }
+    app.server_totals = lambda: {
+        "connections": server.accepted,
+        "http_cpu_seconds": vitals.cpu_seconds(),
+    }
     urls = (url_of(listener, secure=context is not None),)
     running = [asyncio.create_task(server.serve([listener], context))]
     servers = [server]

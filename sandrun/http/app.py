@@ -85,6 +85,8 @@ class App:
         self.clock = clock
         self.wall = wall
         self.loop = loop
+        self.server_gauges: Callable[[], dict[str, float]] = dict
+        self.server_totals: Callable[[], dict[str, float]] = dict
         self.worker_id = "worker_" + random_bytes(6).hex()
         self.registry = Registry(config.retention, random_bytes, max_ended)
         self.quota = Quota(config.rate_limit, random_bytes, clock())
@@ -169,7 +171,8 @@ class App:
             now=now,
             wall=self.wall(),
         )
-        self.metrics.upload_bytes += spooled.charge
+        self.metrics.totals["upload_bytes"] += spooled.charge
+        self.metrics.totals["jobs_accepted"] += 1
         self.registry.add(job, idempotency_key)
         self.ledger.on_accepted(job)
         self.queue.push(client, job)
@@ -308,15 +311,25 @@ class App:
             "active_jobs": len(self.active),
             "jobs_kept": len(self.registry),
             "ready_zygotes": self.leases.ready_count,
+            "pool_warm": pool.warm if pool else 0,
             "pool_capacity": pool.capacity if pool else 0,
             "pool_booting": pool.booting if pool else 0,
             "pool_busy": pool.busy if pool else 0,
             "pool_fault": 1 if pool and pool.fault else 0,
+            "pool_memory_available_bytes": pool.memory_available_bytes if pool else 0,
             "http_restarts": self.http_deaths,
             "upload_bytes": self.budget.used,
+            "upload_limit_bytes": self.budget.max_bytes,
             "retained_bytes": self.registry.retained_bytes,
             "clients": len(self.quota),
+            "draining": self.draining or self.leaving.is_set(),
+            "store_full": self.store_full,
+            **self.server_gauges(),
         }
+
+    def totals(self) -> dict[str, float]:
+        """Counters of the process and its connections, for /metrics."""
+        return self.server_totals()
 
     # ── what the pool says ───────────────────────────────────────────────────
 
@@ -579,7 +592,7 @@ class App:
         self.release_upload(job)
         self.settle(job, verdict, usage, now)
         self.ledger.on_ended(job, None if in_journal else EndRecord(verdict, usage, now))
-        self._measure(job, verdict, now)
+        self._measure(job, verdict, usage, now)
         self.close_job(job, verdict, usage, now)
         self._arm()
         self._pump()  # less memory is taken, if that was what the next one waits for
@@ -608,8 +621,10 @@ class App:
             job.kept.release()
             job.kept = None
 
-    def _measure(self, job: Job, verdict: Verdict, now: float) -> None:
+    def _measure(self, job: Job, verdict: Verdict, usage: Usage, now: float) -> None:
         metrics = self.metrics
+        metrics.totals["job_cpu_seconds"] += believable(usage.cpu_seconds)
+        metrics.totals["job_output_bytes"] += sum(f.size_bytes for f in job.outputs.values())
         metrics.jobs[verdict.exit_reason.value] += 1
         metrics.phases["total"].observe(now - job.submitted)
         if job.dispatched is None:

@@ -143,6 +143,13 @@ class Exchange(Protocol):
         A client that has only shut down its sending side is still there.
         """
 
+    @property
+    def silent(self) -> asyncio.Future[None]:
+        """Done once the client sends no more: a FIN, or gone altogether. Never cancel it.
+
+        Most clients that do this have closed; a few still read. Only writing tells.
+        """
+
     body_limit: int
     """Bytes of body that ``read`` will give. Set it before the first ``read``.
 

@@ -88,26 +88,42 @@ def snapshot(job: Job, position: int = 0, *, records: bool = False) -> api.Logs:
 class Watch:
     """A wake-up for one follower of one job. ``with Watch(job, gone) as watch: ...``.
 
-    ``gone``: also wakes when the client has left.
+    ``gone``: also wakes when the client has left; ``silent``: as if the time were over,
+    once, when the client sends no more.
     """
 
-    def __init__(self, job: Job, gone: asyncio.Future[None] | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        gone: asyncio.Future[None] | None = None,
+        silent: asyncio.Future[None] | None = None,
+    ) -> None:
         self._job = job
         self._gone = gone
+        self._silent = silent
+        self._fell_silent = False
         self._event = asyncio.Event()
 
     def __enter__(self) -> Watch:
         self._job.watchers.add(self._event.set)
         if self._gone is not None:
             self._gone.add_done_callback(self._on_gone)
+        if self._silent is not None:
+            self._silent.add_done_callback(self._on_silent)
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._job.watchers.discard(self._event.set)
         if self._gone is not None:
             self._gone.remove_done_callback(self._on_gone)
+        if self._silent is not None:
+            self._silent.remove_done_callback(self._on_silent)
 
     def _on_gone(self, _: asyncio.Future[None]) -> None:
+        self._event.set()
+
+    def _on_silent(self, _: asyncio.Future[None]) -> None:
+        self._fell_silent = True
         self._event.set()
 
     @property
@@ -126,6 +142,9 @@ class Watch:
             except TimeoutError:
                 return False
         self._event.clear()
+        if self._fell_silent:
+            self._fell_silent = False
+            return False
         return True
 
 
@@ -161,13 +180,15 @@ async def follow(
     position: int,
     gone: asyncio.Future[None] | None = None,
     keepalive_s: float | None = None,
+    silent: asyncio.Future[None] | None = None,
 ) -> AsyncGenerator[list[Record | Gap], None]:
     """Steps of the log from ``position`` on, until the job has ended and all is read.
 
-    Yields [] after ``keepalive_s`` without news. Ends early when the client is
+    Yields [] after ``keepalive_s`` without news, and once when the client falls
+    ``silent``. Ends early when the client is
     ``gone`` or the job is wiped. Raises ValueError for a bad position.
     """
-    with Watch(job, gone) as watch:
+    with Watch(job, gone, silent) as watch:
         while not watch.is_gone:
             ended = job.has_ended  # before the read: what comes in between is read next time
             if ended and job.kept is None and position:

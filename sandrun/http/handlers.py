@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sandrun import __version__
 from sandrun.errors import RequestError
 from sandrun.http import api, archive, follow, openapi, validation, views
+from sandrun.http.answer import accepts_gzip
 from sandrun.http.exchange import Exchange, Request, Response, wants_websocket
 from sandrun.http.origins import CORS, PREFLIGHT, Origins
 from sandrun.http.ranges import (
@@ -97,7 +98,7 @@ class Handlers:
             self.app.metrics.requests[match.name] += 1
             await self._table[match.name](exchange, match)
         except RequestError as error:
-            self.app.metrics.refusals[error.code] += 1
+            self.app.metrics.refused(error.code)
             error.headers = (*error.headers, *CORS)
             raise
 
@@ -128,7 +129,7 @@ class Handlers:
         )
         if none_match(request.headers.get("if-none-match"), asset.etag):
             await exchange.respond(Response(304, content_type="", headers=headers))
-        elif asset.packed and "gzip" in (request.headers.get("accept-encoding") or ""):
+        elif asset.packed and accepts_gzip(request.headers.get("accept-encoding")):
             headers = (*headers, ("Content-Encoding", "gzip"))
             await exchange.respond(Response(200, asset.packed, asset.type, headers))
         else:
@@ -167,7 +168,7 @@ class Handlers:
 
     async def metrics(self, exchange: Exchange, _: Match) -> None:
         """For Prometheus; on the admin listener only."""
-        text = self.app.metrics.render(self.app.gauges())
+        text = self.app.metrics.render(self.app.gauges(), self.app.totals())
         await exchange.respond(Response(200, text.encode(), "text/plain; version=0.0.4"))
 
     async def _json(self, exchange: Exchange, reply: object, status: int = 200) -> None:
@@ -260,6 +261,7 @@ class Handlers:
         submission = None
         try:
             submission = await read_submission(exchange, app, spool)
+            app.metrics.phases["upload"].observe(app.clock() - admitted)
             app.check_open()  # it may have begun to drain meanwhile
         except BaseException:
             if submission is not None:
@@ -370,7 +372,9 @@ class Handlers:
             raise follow.bad_cursor(since) from None
 
     async def _wait_for_news(self, exchange: Exchange, job: Job, since: int, wait_s: float) -> None:
-        steps = follow.follow(job, since, exchange.gone, min(wait_s, MAX_WAIT_S))
+        wait_s = min(wait_s, MAX_WAIT_S)
+        # Who sends no more may be gone: he is answered at once, with what there is.
+        steps = follow.follow(job, since, exchange.gone, wait_s, exchange.silent)
         async with aclosing(steps):
             await anext(steps, None)
 
@@ -431,7 +435,8 @@ class Handlers:
         await exchange.start(200, headers, None)
         await exchange.write(b"retry: 1000\n\n")
         decode = views.TextDecoder()
-        steps = follow.follow(job, since, exchange.gone, KEEPALIVE_S)
+        # Who sends no more gets a comment: if he is gone, his host's reset says so.
+        steps = follow.follow(job, since, exchange.gone, KEEPALIVE_S, exchange.silent)
         async with aclosing(steps):
             async for entries in steps:
                 lines = [

@@ -51,6 +51,11 @@ class LiveExchange:
         """See :class:`Exchange`."""
         return self._peer.gone
 
+    @property
+    def silent(self) -> asyncio.Future[None]:
+        """See :class:`Exchange`."""
+        return self._peer.silent
+
     # ── the request's body ──
 
     async def read(self) -> bytes:

@@ -118,6 +118,10 @@ class Peer(Wire):
             self.websocket.peer_gone()
         self.server.remove(self)
 
+    def tls_failed(self) -> None:
+        """See :class:`Wire`."""
+        self.server.on_refusal("tls_failed")
+
     def expired(self) -> None:
         """See :class:`Wire`."""
         if self.phase is Phase.BUSY and self.websocket is not None:
@@ -228,6 +232,7 @@ class Peer(Wire):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no valid request, and close."""
+        self.server.on_refusal(error.code)
         response = error_response(error)
         fields = fields_of(response.headers)
         fields.append((b"content-type", response.content_type.encode()))

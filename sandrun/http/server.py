@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 ACCEPTS_PER_WAKE: Final = 64  # then the others get their turn
 NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 BACK_OFF_S: Final = 0.25  # with no descriptors left, before we look again
+# Inherited by what is accepted: a client whose host went away in the middle of a silent
+# log (or that closed it: no text can be sent to see) is noticed in a minute or two.
+KEEPALIVE: Final = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+)
 _BUSY: Final = b'{"error":"too many connections","code":"too_many_connections","retry_after":5}'
 BUSY_ANSWER: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
@@ -61,6 +69,8 @@ class Server:
         self.max_body = config.max_upload_mb * MIB
         self.proxies = TrustedProxies(config.trusted_proxies)
         self.draining = False
+        self.on_refusal: Callable[[str], None] = lambda _: None  # told what no handler saw
+        self.accepted = 0  # connections, ever
         self.loop: asyncio.AbstractEventLoop
         self._wall = wall
         self._date = (0, b"")
@@ -83,6 +93,9 @@ class Server:
         self.loop = asyncio.get_running_loop()
         for listener in sockets:
             listener.setblocking(False)
+            if listener.family != socket.AF_UNIX:
+                for level, option, value in KEEPALIVE:
+                    listener.setsockopt(level, option, value)
             self._listeners[listener] = tls
             self.loop.add_reader(listener, self._accept, listener)
         try:
@@ -136,6 +149,7 @@ class Server:
 
     def _back_off(self, listener: socket.socket) -> None:
         """Out of descriptors: the backlog waits, and one idle connection makes room."""
+        self.on_refusal("no_descriptors")
         log.warning("out of file descriptors, not accepting for %s s", BACK_OFF_S)
         self._evict_idle()
         self.loop.remove_reader(listener)
@@ -149,8 +163,10 @@ class Server:
         address = canonical(name[0]) if isinstance(name, tuple) else ""
         trusted = self.proxies.trusts(address)
         if not self._has_room(address, trusted=trusted):
+            self.on_refusal("too_many_connections")
             _turn_away(sock, tls)
             return
+        self.accepted += 1
         self._admitted += 1
         self._by_address[address] = self._by_address.get(address, 0) + 1
         peer = Peer(self, address, tls=tls, expect_proxy=trusted)
@@ -221,6 +237,16 @@ class Server:
     def connections(self) -> int:
         """How many stand now."""
         return len(self._peers)
+
+    @property
+    def idle_connections(self) -> int:
+        """Of these, how many have no request under way."""
+        return len(self._idle)
+
+    @property
+    def websockets(self) -> int:
+        """Of these, how many are upgraded."""
+        return sum(peer.websocket is not None for peer in self._peers)
 
     def date(self) -> bytes:
         """Value of the Date header."""

@@ -41,16 +41,16 @@ class Budget:
     """Bytes of all uploads held at once."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max = max_bytes
+        self.max_bytes = max_bytes
         self.used = 0
 
     def take(self, size: int) -> None:
         """Raises :class:`RequestError` 503 when there is no room."""
-        if self.used + size > self._max:
+        if self.used + size > self.max_bytes:
             raise RequestError(
                 503,
                 "uploads_full",
-                f"all uploads together may hold {self._max // MIB} MiB now; try again soon",
+                f"all uploads together may hold {self.max_bytes // MIB} MiB now; try again soon",
                 retry_after_s=5,
             )
         self.used += size

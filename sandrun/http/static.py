@@ -3,6 +3,10 @@
 http opens no file after its filter is loaded, so everything under ``frontend/`` is
 held here, compressed once. Scripts and styles that stand inside the page are
 allowed by their hash: the policy needs no ``unsafe-inline``.
+
+gzip and not brotli: that would save 14 of 116 KB once per version of the page (12 %, at
+quality 11, 0.5 s of CPU at every start of http) and a fifth of a large JSON answer, for
+a parser-sized piece of native code in the process that faces the internet.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ class Wire(asyncio.Protocol):
         self.secure = tls is not None
         self.gone: asyncio.Future[None] = loop.create_future()
         self.ended = False  # the peer has shut down its sending side
+        self._silent: asyncio.Future[None] | None = None  # made for those who ask
         self._tls_context = tls
         self._tls: TlsLayer | None = None
         # Bytes that are looked at before anything else gets them; None: all decided.
@@ -77,6 +78,9 @@ class Wire(asyncio.Protocol):
     def lost(self) -> None:
         """The connection is over; ``gone`` is done."""
 
+    def tls_failed(self) -> None:
+        """The peer's TLS is broken or older than ours; the connection closes."""
+
     def expired(self) -> None:
         """The deadline has passed."""
         raise NotImplementedError
@@ -101,9 +105,26 @@ class Wire(asyncio.Protocol):
     def eof_received(self) -> bool:
         """See asyncio.Protocol. True: we may still send (``shutdown`` by the client)."""
         if not self.ended:
-            self.ended = True
-            self.half_closed()
+            self._end_of_input()
         return True
+
+    def _end_of_input(self) -> None:
+        self.ended = True
+        self._fall_silent()
+        self.half_closed()
+
+    def _fall_silent(self) -> None:
+        if self._silent is not None and not self._silent.done():
+            self._silent.set_result(None)
+
+    @property
+    def silent(self) -> asyncio.Future[None]:
+        """Done once the peer sends no more, or is gone."""
+        if self._silent is None:
+            self._silent = self.loop.create_future()
+            if self.ended or self.gone.done():
+                self._silent.set_result(None)
+        return self._silent
 
     def connection_lost(self, _error: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -114,6 +135,7 @@ class Wire(asyncio.Protocol):
             self._timer = None
         if not self.gone.done():
             self.gone.set_result(None)
+        self._fall_silent()
         self._wake_drainers()
         self.lost()
 
@@ -166,6 +188,7 @@ class Wire(asyncio.Protocol):
         try:
             clear = tls.receive(data)
         except TlsFailed:
+            self.tls_failed()
             self._send_raw(tls.take_output())
             self.close()
             return b""
@@ -173,8 +196,7 @@ class Wire(asyncio.Protocol):
         if tls.closed and not self.ended:
             if clear:
                 self.received(clear)
-            self.ended = True
-            self.half_closed()
+            self._end_of_input()
             return b""
         return clear
 

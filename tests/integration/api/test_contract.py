@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from fakes import FakeZygote
 from websockets.asyncio.client import connect
 
 from sandrun.config import Config, Http, RateLimit
+from sandrun.http import metrics
 from sandrun.http.router import ROUTES
 from sandrun.job import SkippedOutput
 from sandrun.logs import STDERR, STDOUT
@@ -461,9 +463,79 @@ def test_metrics_on_the_admin_listener_name_nobody(node: Any) -> None:
     assert 'sandrun_jobs_total{exit_reason="exited"} 1' in text
     assert 'sandrun_refusals_total{code="not_found"} 1' in text
     assert 'sandrun_job_phase_seconds_count{phase="total"} 1' in text
+    assert 'sandrun_job_phase_seconds_count{phase="upload"} 1' in text
+    assert "\nsandrun_connections 1\n" in text
+    assert "\nsandrun_jobs_accepted_total 1\n" in text
+    assert "\nsandrun_job_cpu_seconds_total 0.010000\n" in text
+    assert float(text.partition("\nsandrun_http_resident_bytes ")[2].split()[0]) > 1e6
     assert job not in text
     assert "127.0.0.1" not in text
     assert httpx.post(f"{node.admin_url}/run", json={}).status_code == 404
+
+
+def test_metrics_count_what_no_handler_saw(node: Any) -> None:
+    with socket.create_connection(("127.0.0.1", httpx.URL(node.url).port)) as sock:
+        sock.sendall(b"GET /stats HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n")
+        assert sock.recv(12) == b"HTTP/1.1 400"
+    text = httpx.get(f"{node.admin_url}/metrics").text
+    assert 'sandrun_refusals_total{code="bad_framing"} 1' in text
+
+
+def test_metrics_are_well_formed_and_whole(node: Any) -> None:
+    """Each sample under its HELP and TYPE; each gauge and counter of the table is there."""
+    text = httpx.get(f"{node.admin_url}/metrics").text
+    typed: dict[str, str] = {}
+    for line in text.splitlines():
+        if line.startswith("# "):
+            _, kind, name, rest = line.split(" ", 3)
+            if kind == "TYPE":
+                assert name not in typed
+                typed[name] = rest
+            continue
+        found = re.fullmatch(r'([a-z_]+)(\{[a-z_]+="[^"]+"(,le="[^"]+")?\})? (\S+)', line)
+        assert found, line
+        assert re.sub("_(bucket|sum|count)$", "", found[1]) in typed
+        assert float(found[4]) >= 0
+    assert {f"sandrun_{name}" for name in metrics.GAUGES} <= typed.keys()
+    assert {f"sandrun_{name}_total" for name in metrics.TOTALS} <= typed.keys()
+
+
+@pytest.mark.parametrize("path", ["logs/{}?wait=60", "logs/{}?wait=60&since=0"])
+def test_a_long_poll_ends_when_its_client_sends_no_more(
+    start: Callable[..., Any], path: str
+) -> None:
+    """A FIN is what a client that went away sends: it was noticed with the next write only."""
+    node = start(script=lambda zygote: zygote.start())
+    target = f"GET /{path.format(node.submit()['job_id'])} HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", httpx.URL(node.url).port), 20) as sock:
+        sock.sendall(target.encode())
+        sock.shutdown(socket.SHUT_WR)  # who only half-closes still gets a whole answer
+        answer = b""
+        while piece := sock.recv(65536):
+            answer += piece
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b'"stdout":""' in answer
+
+
+@pytest.mark.parametrize("accept", ["application/json", "text/event-stream"])
+def test_a_follower_that_closes_is_gone_at_once(start: Callable[..., Any], accept: str) -> None:
+    node = start(script=lambda zygote: zygote.start())
+    job = node.submit()["job_id"]
+    path = f"/logs/{job}/stream" if "event" in accept else f"/logs/{job}?wait=60"
+    head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n\r\n".encode()
+
+    def connections() -> int:
+        text = httpx.get(f"{node.admin_url}/metrics").text
+        return int(text.partition("\nsandrun_connections ")[2].split()[0])
+
+    before = connections()
+    with socket.create_connection(("127.0.0.1", httpx.URL(node.url).port), 20) as sock:
+        sock.sendall(head)
+        while connections() == before:
+            pass
+    until = time.monotonic() + 10  # a tenth of a second, but the machine may be busy
+    while connections() != before:
+        assert time.monotonic() < until
 
 
 def test_validate_says_what_would_happen(node: Any) -> None:

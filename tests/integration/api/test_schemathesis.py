@@ -23,7 +23,7 @@ SETTINGS = """
 include-path-regex = "^/(submit$|run$|validate$|logs/|stream/|ws/)"
 checks.positive_data_acceptance.enabled = false
 """
-EXAMPLES = 25  # per operation and phase: about 700 requests
+EXAMPLES = 12  # per operation and phase: about 1000 requests in all
 
 
 @pytest.mark.timeout(180)
