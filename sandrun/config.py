@@ -61,6 +61,7 @@ class Pool(_Section, frozen=True):
     cpus: Annotated[float, msgspec.Meta(gt=0)] = 2.0  # CPU ceiling of one job
     uid_base: Annotated[int, msgspec.Meta(ge=65_536, le=2_000_000_000)] = 1_879_048_192
     waive: tuple[Layer, ...] = ()  # isolation layers to do without
+    init: Literal["auto", "native", "python"] = "auto"  # what PID 1 of a sandbox is written in
     template_jobs: Positive = 1000  # a fork template is replaced after so many jobs
     template_seconds: Seconds = 600.0  # or after so long
     environments_dir: str = "/var/cache/sandrun/environments"

@@ -19,6 +19,7 @@ from typing import Annotated
 import msgspec
 
 from sandrun.job import JobSpec, Limits, Usage, Verdict
+from sandrun.verdict import Facts
 
 Name = Annotated[str, msgspec.Meta(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
@@ -390,12 +391,17 @@ class Elsewhere(_Message, frozen=True):
 
 
 class Result(_Message, frozen=True):
-    """The end. The outputs descriptor holds an ``OutputIndex`` at ``index_offset``."""
+    """The end. The outputs descriptor holds an ``OutputIndex`` at ``index_offset``.
 
-    verdict: Verdict
+    ``facts``: what http decides the verdict from. ``verdict`` only if the job ended
+    before its entrypoint ran, or by a fault of ours.
+    """
+
     usage: Usage
     spec: JobSpec
     log_end: Bytes
+    verdict: Verdict | None = None
+    facts: Facts | None = None
     index_offset: Bytes = 0
     index_size: Bytes = 0
 
@@ -419,7 +425,8 @@ class Prepare(_Message, frozen=True):
 
     ``programs``: compiled seccomp filters by name ("zygote", "default", "compute").
     ``uid_base``: first of 65,536 user ids of the host that are this spawner's.
-    ``known_environments``: names that a job.json may ask for.
+    ``known_environments``: names that a job.json may ask for. ``native``: PID 1s are to
+    be the compiled one; descriptors: its program, and the library that starts it.
     """
 
     environment: Name
@@ -437,6 +444,7 @@ class Prepare(_Message, frozen=True):
     max_files: int
     default_limits: Limits
     max_limits: Limits
+    native: bool = False
 
 
 class Spawn(_Message, frozen=True):

@@ -71,6 +71,8 @@ from sandrun.pool.installs import Installs
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import PR
 from sandrun.pool.manager import Manager
+from sandrun.pool.native import build
+from sandrun.pool.native.build import Native
 from sandrun.pool.zygote.group import GroupFiles
 from sandrun.restart import Restart
 from sandrun.store import Store
@@ -109,6 +111,19 @@ def bind(address: str) -> socket.socket:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def load_native(wanted: str) -> Native | None:
+    """The compiled PID 1, or None for the Python one. Raises :class:`HostError`."""
+    if wanted == "python":
+        return None
+    try:
+        return build.load()
+    except build.NotBuilt as error:
+        if wanted == "native":
+            raise HostError("[pool] init: there is no compiled PID 1", str(error)) from error
+        log.info("PID 1 of the sandboxes is the Python one: %s", error)
+        return None
 
 
 class Supervisor:
@@ -193,6 +208,7 @@ class Supervisor:
             "compute": seccomp.job_program("compute_exec"),  # no warm interpreter under it yet
             "zygote": seccomp.zygote_program(),
         }
+        native = load_native(self.config.pool.init)
         self.manager = Manager(
             self.config,
             hierarchy,
@@ -200,6 +216,7 @@ class Supervisor:
             self.directories,
             landlock=available.get("landlock", False),
             noswap=available.get("tmpfs_noswap", False),
+            native=native,
             to_http=self._to_http,
             hear_http=self._hear_http,
             on_gone=self.store.zygote_gone,

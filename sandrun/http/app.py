@@ -33,6 +33,7 @@ from sandrun.manifest import Rules
 from sandrun.messages import Install, Installed, InstallFailed
 from sandrun.remedies import remedy_for
 from sandrun.requirements import RequirementsError, parse
+from sandrun.verdict import Facts, decide
 
 if TYPE_CHECKING:
     import socket
@@ -478,7 +479,9 @@ class App:
         """What a Result says of a job, as far as it can be believed."""
         job.spec = result.spec
         job.log_end = min(result.log_end, self.maxima.log_bytes)
-        verdict = result.verdict
+        verdict = result.verdict or decide(
+            result.facts or Facts(), result.usage, result.spec.limits, self.maxima
+        )
         if job.cancelled and verdict.exit_reason is not ExitReason.EXITED:
             verdict = Verdict(
                 exit_reason=ExitReason.CANCELLED,

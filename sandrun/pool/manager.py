@@ -54,6 +54,7 @@ from sandrun.pool.lifecycle import Event, State, step
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import MountAttr
 from sandrun.pool.mounts import GID, JOB_UID
+from sandrun.pool.native.build import Native
 from sandrun.pool.spawner import OUTER_IDS
 from sandrun.pool.zygote.serve import INDEX_ROOM
 from sandrun.restart import Restart
@@ -136,6 +137,7 @@ class Manager:
         *,
         landlock: bool,
         noswap: bool,
+        native: Native | None = None,
         to_http: Callable[[ToHttp, tuple[int, ...]], None],
         hear_http: Callable[[], None] = lambda: None,
         on_gone: Callable[[int], None] = lambda _: None,
@@ -146,6 +148,7 @@ class Manager:
         self.directories = directories
         self.landlock = landlock
         self.noswap = noswap
+        self.native = native
         self.to_http = to_http
         self.hear_http = hear_http
         self.on_gone = on_gone
@@ -259,7 +262,7 @@ class Manager:
         theirs.close()
         spawner.channel = Channel(ours, FromSpawner)
         spawner.pidfd = os.pidfd_open(spawner.process.pid)
-        spawner.channel.send(self._prepare(spawner))
+        spawner.channel.send(self._prepare(spawner), self.native or ())
         self.loop.add_reader(ours.fileno(), self._on_spawner, spawner)
         self.loop.add_reader(spawner.pidfd, self._on_spawner_exit, spawner)
 
@@ -284,6 +287,7 @@ class Manager:
             max_files=config.limits.files,
             default_limits=config.limits.defaults,
             max_limits=config.limits.maxima,
+            native=self.native is not None,
         )
 
     def _on_spawner(self, spawner: Spawner) -> bool:

@@ -43,16 +43,14 @@ from sandrun.messages import (
     SpawnerReady,
     ToSpawner,
 )
-from sandrun.pool import mounts
+from sandrun.pool import assist, mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
+from sandrun.pool.native.launcher import NAMESPACES, Launcher, order_of
 from sandrun.pool.templates import Templates
 from sandrun.pool.zygote import boot, child
 
 OUTER_IDS: Final = 65_536
-ZYGOTE_NAMESPACES: Final = (
-    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWNET | CLONE.NEWIPC | CLONE.NEWUTS
-)
 _NEW_ROOT: Final = "/tmp"
 NOT_STARTED: Final = 127  # as a shell says it
 PROBE_TIMEOUT_S: Final = 5.0  # of `python3 --version` and the like
@@ -378,12 +376,20 @@ def spawn(
     order: Spawn,
     fds: list[int],
     template: socket.socket | None = None,
+    launcher: Launcher | None = None,
 ) -> None:
     """Clone one PID 1, map its ids, tell the supervisor; it boots by itself."""
     ours, theirs = socket.socketpair()
     inside_o = mounts.JOB_UID + 2 * order.slot
+    word = b"!"
+    failed = 0
     try:
-        pid = libc.clone(ZYGOTE_NAMESPACES | CLONE.PARENT, signal.SIGCHLD)
+        if launcher:
+            word = order_of(order)
+            gate, warm = theirs.fileno(), template.fileno() if template else -1
+            pid, failed = launcher.start(channel.fileno(), gate, fds, warm)
+        else:
+            pid = libc.clone(NAMESPACES | CLONE.PARENT, signal.SIGCHLD)
     except OSError as error:
         ours.close()
         theirs.close()
@@ -396,9 +402,11 @@ def spawn(
         boot.run(channel, plan, order, fds, theirs, template)
     theirs.close()
     try:
+        if failed:
+            raise OSError(failed, f"PID 1 cannot be executed: {os.strerror(failed)}")
         write_id_maps(pid, mounts.JOB_UID, inside_o, 2)
         channel.send(Spawned(zygote=order.zygote, pid=pid))
-        ours.send(b"!")
+        ours.send(word)
     except OSError as error:
         # PID 1 sees the end of its socket and exits without having done anything.
         channel.send(Spawned(zygote=order.zygote, pid=pid))
@@ -411,12 +419,23 @@ def spawn(
         ours.close()
 
 
-def prepare_root(prepare: Prepare) -> None:
-    """Steps 1 and 2. Raises :class:`SetupError` naming the step."""
+def prepare_root(prepare: Prepare, native: list[int]) -> Launcher | None:
+    """Steps 1 and 2. Raises :class:`SetupError` naming the step.
+
+    ``native``: the compiled PID 1 and its library; then there is a launcher for it.
+    """
+    launchers: list[Launcher] = []
+
+    def load_native() -> None:
+        if prepare.native:
+            program, library = native
+            launchers.append(Launcher(library, _read(f"/proc/self/fd/{program}"), _NEW_ROOT))
+
     for name, step in (
         ("private_namespaces", private_namespaces),
         ("build_root", lambda: build_root(_plan(prepare))),
         ("compile_runtime", lambda: _compile_runtime(prepare)),
+        ("load_native", load_native),
         ("move_in", move_in),
         ("user_namespace", lambda: _enter_user_namespace(prepare.uid_base)),
     ):
@@ -424,6 +443,7 @@ def prepare_root(prepare: Prepare) -> None:
             step()
         except OSError as error:
             raise SetupError(name, error.errno or 0, str(error)) from error
+    return launchers[0] if launchers else None
 
 
 def main() -> None:
@@ -436,16 +456,19 @@ def main() -> None:
     sock = socket.socket(fileno=int(sys.argv[1]))
     sock.set_inheritable(False)
     channel: Channel[FromSpawner, ToSpawner] = Channel(sock, ToSpawner)
-    message, _ = channel.receive()
+    message, native = channel.receive()
     if not isinstance(message, Prepare):
         raise SystemExit("expected Prepare")
     try:
-        prepare_root(message)
+        launcher = prepare_root(message, native)
     except SetupError as error:
         channel.send(BootFailed(zygote=0, step=error.step, errno=error.errno, detail=str(error)))
         raise SystemExit(1) from error
+    close_all(native)
     interpreters = find_interpreters(message)
     plan = boot.make_plan(message, interpreters)
+    if launcher:
+        launcher.set_plan(plan)
     templates = None
     if message.mode == "fork" and message.interpreter in plan.interpreters:
         templates = Templates(
@@ -456,18 +479,28 @@ def main() -> None:
     gc.freeze()  # zygotes share these pages: keep the collector from touching them
     gc.disable()  # nor is there much to collect in a process that serves one job
     channel.send(SpawnerReady(interpreters=interpreters))
-    serve(channel, plan, templates)
+    serve(channel, plan, templates, launcher)
 
 
 def serve(
-    channel: Channel[FromSpawner, ToSpawner], plan: boot.Plan, templates: Templates | None
+    channel: Channel[FromSpawner, ToSpawner],
+    plan: boot.Plan,
+    templates: Templates | None,
+    launcher: Launcher | None,
 ) -> None:
     """Spawn on order until the supervisor goes away."""
+    assist_fd = launcher.assist.fileno() if launcher else -1
     while True:
         poll = select.poll()
-        for fd in (channel.fileno(), *(templates.fds() if templates else ())):
+        poll.register(channel.fileno(), select.POLLIN)
+        for fd in templates.fds() if templates else ():
             poll.register(fd, select.POLLIN)
+        if launcher:
+            poll.register(assist_fd, select.POLLIN)
         for fd, _ in poll.poll():
+            if launcher and fd == assist_fd:
+                assist.serve_one(launcher.assist, plan)
+                continue
             if fd != channel.fileno():
                 assert templates is not None
                 templates.on_readable(fd)
@@ -479,7 +512,7 @@ def serve(
                 return
             try:
                 if isinstance(order, Spawn):
-                    _spawn_warm(channel, plan, order, fds, templates)
+                    _spawn_warm(channel, plan, order, fds, templates, launcher)
             finally:
                 close_all(fds)
 
@@ -490,16 +523,17 @@ def _spawn_warm(
     order: Spawn,
     fds: list[int],
     templates: Templates | None,
+    launcher: Launcher | None,
 ) -> None:
     if order.mode != "fork" or templates is None:
-        spawn(channel, plan, order, fds)
+        spawn(channel, plan, order, fds, launcher=launcher)
         return
     template = templates.take(time.monotonic())
     if template is None:
         fault = templates.fault or "it is still starting"
         channel.send(BootFailed(zygote=order.zygote, step="template", detail=f"template: {fault}"))
         return
-    spawn(channel, plan, order, fds, template.socket)
+    spawn(channel, plan, order, fds, template.socket, launcher)
 
 
 if __name__ == "__main__":

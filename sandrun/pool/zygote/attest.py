@@ -22,7 +22,7 @@ _WANTED_MOUNTS: Final = frozenset(
 )
 _WRITABLE_MOUNTS: Final = frozenset({"/proc", *(target for _, target in mounts.WRITABLE)})
 # A host may have file systems of their own below these; they were bound along, read-only.
-_READ_ONLY_TREES: Final = tuple(
+READ_ONLY_TREES: Final = tuple(
     f"{tree}/" for tree in ("/usr", mounts.ENVIRONMENT, *(f"/{n}" for n in mounts.TOP_LEVEL))
 )
 
@@ -113,7 +113,7 @@ def _mounts(step: str) -> None:
             fields = line.split()
             target, options = fields[4], fields[5].split(",")
             seen[target] = fields[-1]
-            if target not in _WANTED_MOUNTS and not f"{target}/".startswith(_READ_ONLY_TREES):
+            if target not in _WANTED_MOUNTS and not f"{target}/".startswith(READ_ONLY_TREES):
                 raise SetupError(step, 0, f"there is a mount at {target}")
             if target not in _WRITABLE_MOUNTS and "ro" not in options:
                 raise SetupError(step, 0, f"{target} is writable")

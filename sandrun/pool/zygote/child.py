@@ -20,7 +20,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import msgspec
 
@@ -29,7 +29,6 @@ from sandrun.job import Limits
 from sandrun.pool import mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, PR
-from sandrun.pool.zygote.group import GroupFiles
 
 GO_FD: Final = 3  # the one descriptor beside 0, 1, 2 that a parked process has
 KEPT_FD: Final = 4  # where those begin that the unpacking child is given
@@ -86,12 +85,20 @@ class Process:
         self.go.close()
 
 
+class Group(Protocol):
+    """A control group that a process can enter."""
+
+    def attach_self(self) -> None:
+        """Put the calling, single-threaded process into the group. Raises OSError."""
+        ...
+
+
 class Confinement:
     """What a child needs to confine itself; made once per sandbox."""
 
     def __init__(
         self,
-        group: GroupFiles,
+        group: Group,
         program: bytes,
         limits: Limits,
         max_limits: Limits,
@@ -250,7 +257,7 @@ def fork_confined(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        _child(steps, confinement, then, theirs, (stdin_r, stdout_w, stderr_w))
+        become(steps, confinement, then, theirs, (stdin_r, stdout_w, stderr_w))
     for fd in (stdin_r, stdout_w, stderr_w):
         os.close(fd)
     theirs.close()
@@ -289,13 +296,14 @@ def fork_from_template(
     return Process(0, ours, stdin_w, stdout_r, stderr_r)
 
 
-def _child(
+def become(
     steps: tuple[Step, ...],
     confinement: Confinement,
     then: Callable[[socket.socket], None],
     go: socket.socket,
     stdio: tuple[int, int, int],
 ) -> NoReturn:
+    """In a child: take its standard streams and ``go``, confine, do ``then``, end."""
     name = "descriptors"
     code = 1
     try:

@@ -265,6 +265,11 @@ class _Collection:
         return text
 
 
+def is_over_limit(index: OutputIndex) -> bool:
+    """Whether an output was left out because it did not fit."""
+    return any(skipped.reason == OVER_LIMIT for skipped in index.skipped)
+
+
 def collect(
     work_fd: int,
     matcher: Matcher,

@@ -18,7 +18,7 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -40,8 +40,8 @@ from sandrun.messages import (
     ToZygote,
 )
 from sandrun.pool import mounts
-from sandrun.pool.verdict import Facts, decide
 from sandrun.pool.zygote import child, collect, resolve, unpack
+from sandrun.verdict import Facts
 
 if TYPE_CHECKING:
     from sandrun.pool.zygote.boot import Boot
@@ -142,7 +142,7 @@ class Init:
         outcome = Outcome()
         before = collect.Snapshot()
         over: Verdict | None = None
-        phase = "upload"
+        phase: Literal["upload", "build", "entrypoint"] = "upload"
         try:
             self._check_limits(spec)
             spec = self._place_files(dispatch, fds)
@@ -169,32 +169,28 @@ class Init:
         index, index_offset = self._collect(spec, before)
         taken = sum(file.size_bytes for file in index.files)
         usage = msgspec.structs.replace(usage, output_bytes=taken)
-        verdict = over or decide(
-            Facts(
-                exit_code=outcome.exit_code,
-                signal=outcome.signal,
-                cancelled=outcome.cancelled,
-                timed_out=outcome.timed_out,
-                cpu_exceeded=outcome.cpu_exceeded,
-                oom_kills=self.group.oom_kills(),
-                fork_refusals=self.group.fork_refusals(),
-                storage_full=full[0],
-                inodes_full=full[1],
-                log_dropped_bytes=self.log.dropped,
-                outputs_over_limit=any(s.reason == collect.OVER_LIMIT for s in index.skipped),
-                fail_on_output_limit=spec.fail_on_output_limit,
-                phase=phase,
-            ),
-            usage,
-            spec.limits,
-            self.plan.max_limits,
+        facts = Facts(
+            exit_code=outcome.exit_code,
+            signal=outcome.signal,
+            cancelled=outcome.cancelled,
+            timed_out=outcome.timed_out,
+            cpu_exceeded=outcome.cpu_exceeded,
+            oom_kills=self.group.oom_kills(),
+            fork_refusals=self.group.fork_refusals(),
+            storage_full=full[0],
+            inodes_full=full[1],
+            log_dropped_bytes=self.log.dropped,
+            outputs_over_limit=collect.is_over_limit(index),
+            fail_on_output_limit=spec.fail_on_output_limit,
+            phase=phase,
         )
         data = encode_index(index) if index.files or index.skipped else b""
         if data:
             os.pwrite(self.outputs_fd, data, index_offset)
         self._send(
             Result(
-                verdict=verdict,
+                verdict=over,
+                facts=facts,
                 usage=usage,
                 spec=spec,
                 log_end=self.log.end,

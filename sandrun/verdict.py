@@ -1,39 +1,44 @@
 """Wait status + counters + limits → Verdict with evidence. Pure.
 
-Runs in PID 1 of the sandbox, after the job's last process is dead. A job's
-failure is a value. Each reason comes with the counter or event that proves it,
+PID 1 of the sandbox tells the facts when the job's last process is dead; http
+decides, once, whatever PID 1 is written in. A job's failure is a value. Each reason comes with the counter or event that proves it,
 and with the manifest line that would change it.
 """
 
 from __future__ import annotations
 
 import signal
-from typing import Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from sandrun.job import MIB, ExitReason, Limits, Usage, Verdict
 
 _SIGSYS: Final = int(signal.SIGSYS)
+_NAMES: Final = {int(s): s.name for s in signal.Signals if s < signal.SIGRTMIN}
+
+
+# A sandbox may have been taken over: http decides from what these can hold.
+_Small = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known when a job is over."""
 
-    exit_code: int | None = None  # of the entrypoint's own process
-    signal: int | None = None
+    exit_code: _Small | None = None  # of the entrypoint's own process
+    signal: _Small | None = None
     cancelled: bool = False
     timed_out: bool = False
     cpu_exceeded: bool = False
-    oom_kills: int = 0
-    fork_refusals: int = 0
+    oom_kills: _Count = 0
+    fork_refusals: _Count = 0
     storage_full: bool = False
     inodes_full: bool = False
-    log_dropped_bytes: int = 0
+    log_dropped_bytes: _Count = 0
     outputs_over_limit: bool = False
     fail_on_output_limit: bool = False
-    phase: str = "entrypoint"  # "upload", "build" or "entrypoint"
-    killed_by_us: bool = False
+    phase: Literal["upload", "build", "entrypoint"] = "entrypoint"
 
 
 def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdict:
@@ -87,7 +92,7 @@ def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdic
             "write less, or narrow the output patterns",
         )
     if facts.signal is not None:
-        name = signal.Signals(facts.signal).name if facts.signal < signal.SIGRTMIN else "signal"
+        name = _NAMES.get(facts.signal, "signal")
         return _verdict(facts, ExitReason.SIGNALED, (f"{name} ({facts.signal}) ended it",))
     if facts.exit_code:
         return _verdict(facts, ExitReason.NONZERO_EXIT, (f"exit status {facts.exit_code}",))

@@ -1,0 +1,207 @@
+"""Python children for compiled PID 1s: what parses archives and collects outputs. Runs
+as: the spawner at first, a job's uid, limits and filter at the end. I/O.
+
+A compiled PID 1 has no Python to fork from, so it asks the spawner for a process in
+its own namespaces. The request is three bytes and descriptors; what there is to do
+comes later, over the socket that the child has, when it is confined like any
+process of the job. So the spawner reads nothing that a sandbox wrote but a letter
+and two counts, and does nothing for it but a fork: with the namespaces that the
+descriptor of a process names, and it can name only those of its own sandbox.
+
+``U``  unpack the upload and find out what to run; attached to the job's group
+``C``  collect the outputs; every process of the job is dead by then
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+import msgspec
+
+from sandrun import globs
+from sandrun.job import JobSpec, encode_index
+from sandrun.messages import Dispatch
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import PR, SECBITS_LOCKED
+from sandrun.pool.native.launcher import NAMESPACES
+from sandrun.pool.zygote import boot, child, collect, resolve
+from sandrun.pool.zygote.serve import MAX_OUTPUT_FILES
+
+UNPACK: Final = ord("U")
+COLLECT: Final = ord("C")
+MAX_FDS: Final = 24
+REQUEST_MAX_BYTES: Final = 256 * 1024
+
+
+class _Group:
+    """Where a child attaches itself."""
+
+    def __init__(self, fds: tuple[int, ...]) -> None:
+        self._fds = fds
+
+    def attach_self(self) -> None:
+        for fd in self._fds:
+            os.pwrite(fd, b"0", 0)
+
+
+class _Request:
+    """Three bytes and descriptors, in the order that serve.c has. Owns them."""
+
+    def __init__(self, data: bytes, fds: list[int]) -> None:
+        if len(data) != 3 or data[0] not in (UNPACK, COLLECT):
+            raise ValueError("not a request")
+        self.operation, walled, attached = data
+        rest = iter(fds)
+        self.pidfd, *self.stdio, self.go, self.work, self.outputs = (next(rest) for _ in range(7))
+        self.upload = next(rest) if self.operation == UNPACK else -1
+        self.ruleset = next(rest) if walled else -1
+        self.attach = tuple(rest)
+        if len(self.attach) != attached:
+            raise ValueError("descriptors are missing")
+
+
+Placed = list[tuple[bytes, int, int, int]]  # path, size, mtime in ns, inode
+
+
+class _Collect(msgspec.Struct, frozen=True):
+    """What PID 1 wants collected."""
+
+    spec: JobSpec
+    placed: Placed = []
+    snapshot: int = 0  # bytes of it, behind the room for outputs
+
+
+_decode_dispatch: Final = msgspec.msgpack.Decoder(Dispatch).decode
+_decode_collect: Final = msgspec.msgpack.Decoder(_Collect).decode
+_decode_placed: Final = msgspec.msgpack.Decoder(Placed).decode
+
+
+def serve_one(server: socket.socket, plan: boot.Plan) -> None:
+    """Answer one request by a process, or not at all: its PID 1 sees the end of a socket."""
+    # recv_fds ignores flags on 3.11, and what is inheritable would leak: K1 executes nothing.
+    data, fds, flags, _ = socket.recv_fds(server, 16, MAX_FDS)
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            return
+        try:
+            request = _Request(data, fds)
+        except (ValueError, StopIteration, RuntimeError):
+            return
+        pid = os.fork()
+        if pid == 0:
+            _enter(request, plan)
+        os.waitpid(pid, 0)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _enter(request: _Request, plan: boot.Plan) -> NoReturn:
+    """In the sandbox's namespaces; our child is an orphan there, so its PID 1 reaps it."""
+    try:
+        libc.setns(request.pidfd, NAMESPACES)
+        if os.fork() == 0:
+            _become(request, plan)
+    except OSError as error:
+        os.write(request.go, msgspec.json.encode(("assist", error.errno or 0, str(error))))
+    finally:
+        os._exit(0)
+
+
+def _become(request: _Request, plan: boot.Plan) -> NoReturn:
+    kept = [request.work, request.outputs]
+    if request.operation == UNPACK:
+        kept.append(request.upload)
+    confinement = child.Confinement(
+        _Group(request.attach),
+        plan.programs["default"],
+        plan.default_limits,
+        plan.max_limits,
+        request.ruleset,
+        tuple(kept),
+    )
+
+    def bounding_set(_: child.Confinement) -> None:
+        libc.drop_bounding_set(frozenset(), plan.last_capability)
+        libc.prctl(PR.SET_SECUREBITS, SECBITS_LOCKED)
+
+    work = _unpack if request.operation == UNPACK else _collect
+    stdin, stdout, stderr = request.stdio
+    child.become(
+        (bounding_set, *STEPS),
+        confinement,
+        _report(work, plan),
+        socket.socket(fileno=request.go),
+        (stdin, stdout, stderr),
+    )
+
+
+def _dumpable(_: child.Confinement) -> None:
+    # No parent-death signal: our parent is about to end. When PID 1 ends, so do we.
+    libc.prctl(PR.SET_DUMPABLE, 1)  # the change of uid cleared it
+
+
+STEPS: Final[tuple[child.Step, ...]] = tuple(
+    _dumpable if step is child._die_with_parent else step  # noqa: SLF001 - the one that differs
+    for step in child.PARKED_STEPS
+)
+
+
+def _report(
+    work: Callable[[boot.Plan, bytes], Any], plan: boot.Plan
+) -> Callable[[socket.socket], None]:
+    """Say ready, hear what is to be done, write the answer to stdout as msgpack."""
+
+    def then(go: socket.socket) -> None:
+        go.send(child.READY + b"%d" % os.getpid())
+        request = go.recv(REQUEST_MAX_BYTES)
+        data = msgspec.msgpack.encode(work(plan, request))
+        while data:
+            data = data[os.write(1, data) :]
+
+    return then
+
+
+def _unpack(plan: boot.Plan, request: bytes) -> dict[str, object]:
+    work, outputs, upload = (child.KEPT_FD + n for n in range(3))
+    answer = resolve.resolve(plan, _decode_dispatch(request), upload, work)
+    placed = [
+        (os.fsencode(path), *facts) for path, facts in collect.snapshot(work).items()
+    ]
+    data = msgspec.msgpack.encode(placed)
+    os.pwrite(outputs, data, plan.max_limits.output_bytes)
+    return {"answer": answer, "snapshot": len(data)}
+
+
+def _collect(plan: boot.Plan, request: bytes) -> dict[str, object]:
+    work, outputs = child.KEPT_FD, child.KEPT_FD + 1
+    order = _decode_collect(request)
+    placed = order.placed
+    if order.snapshot:
+        placed = _decode_placed(
+            os.pread(outputs, order.snapshot, plan.max_limits.output_bytes)
+        )
+    try:
+        index, offset = collect.collect(
+            work,
+            globs.compile(order.spec.outputs),
+            {os.fsdecode(path): tuple(facts) for path, *facts in placed},  # type: ignore[misc]
+            outputs,
+            max_bytes=order.spec.limits.output_bytes,
+            max_files=MAX_OUTPUT_FILES,
+        )
+    except (OSError, ValueError) as error:
+        return {"fault": str(error), "over_limit": False}
+    data = encode_index(index) if index.files or index.skipped else b""
+    if data:
+        os.pwrite(outputs, data, offset)
+    return {
+        "fault": "",
+        "over_limit": collect.is_over_limit(index),
+        "index_offset": offset,
+        "index_size": len(data),
+        "output_bytes": sum(file.size_bytes for file in index.files),
+    }
