@@ -1,12 +1,18 @@
 """Python children for compiled PID 1s: what parses archives and collects outputs. Runs
-as: the spawner at first, a job's uid, limits and filter at the end. I/O.
+as: root of the spawner's user namespace (a fork of the spawner) at first, a job's uid,
+limits and filter at the end. I/O.
 
-A compiled PID 1 has no Python to fork from, so it asks the spawner for a process in
-its own namespaces. The request is three bytes and descriptors; what there is to do
-comes later, over the socket that the child has, when it is confined like any
-process of the job. So the spawner reads nothing that a sandbox wrote but a letter
-and two counts, and does nothing for it but a fork: with the namespaces that the
-descriptor of a process names, and it can name only those of its own sandbox.
+A compiled PID 1 has no Python to fork from, so it asks for a process in its own
+namespaces. The request is three bytes and descriptors; what there is to do comes
+later, over the socket that the child has, when it is confined like any process of
+the job. So we read nothing that a sandbox wrote but a letter and two counts, and do
+nothing for it but a fork: with the namespaces that the descriptor of a process
+names, and it can name only those of its own sandbox.
+
+Three processes, as for a template: this one moves its *children's* pid namespace
+there (a process never changes its own, and there is no way back, so the spawner
+cannot do it); the one in the middle enters the other namespaces; the last is an orphan in
+the sandbox's pid namespace, so its PID 1 reaps it.
 
 ``U``  unpack the upload and find out what to run; attached to the job's group
 ``C``  collect the outputs; every process of the job is dead by then
@@ -14,7 +20,9 @@ descriptor of a process names, and it can name only those of its own sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
@@ -25,11 +33,12 @@ from sandrun import globs
 from sandrun.job import JobSpec, encode_index
 from sandrun.messages import Dispatch
 from sandrun.pool.linux import libc
-from sandrun.pool.linux.constants import PR, SECBITS_LOCKED
+from sandrun.pool.linux.constants import CLONE, PR, SECBITS_LOCKED
 from sandrun.pool.native.launcher import NAMESPACES
 from sandrun.pool.zygote import boot, child, collect, resolve
 from sandrun.pool.zygote.serve import MAX_OUTPUT_FILES
 
+NAME: Final = "sandrun-assist"
 UNPACK: Final = ord("U")
 COLLECT: Final = ord("C")
 MAX_FDS: Final = 24
@@ -79,6 +88,20 @@ _decode_collect: Final = msgspec.msgpack.Decoder(_Collect).decode
 _decode_placed: Final = msgspec.msgpack.Decoder(Placed).decode
 
 
+def start(server: socket.socket, plan: boot.Plan) -> int:
+    """Fork the process that serves the requests of all PID 1s of a spawner: its pidfd."""
+    pid = os.fork()
+    if pid:
+        return os.pidfd_open(pid)
+    try:
+        libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
+        libc.set_name(NAME)
+        while True:
+            serve_one(server, plan)
+    finally:
+        os._exit(1)
+
+
 def serve_one(server: socket.socket, plan: boot.Plan) -> None:
     """Answer one request by a process, or not at all: its PID 1 sees the end of a socket."""
     # recv_fds ignores flags on 3.11, and what is inheritable would leak: K1 executes nothing.
@@ -90,7 +113,12 @@ def serve_one(server: socket.socket, plan: boot.Plan) -> None:
             request = _Request(data, fds)
         except (ValueError, StopIteration, RuntimeError):
             return
-        pid = os.fork()
+        try:
+            libc.setns(request.pidfd, CLONE.NEWPID)
+            pid = os.fork()
+        except OSError as error:  # it has ended meanwhile, or there is no room
+            _tell(request.go, error)
+            return
         if pid == 0:
             _enter(request, plan)
         os.waitpid(pid, 0)
@@ -100,15 +128,19 @@ def serve_one(server: socket.socket, plan: boot.Plan) -> None:
 
 
 def _enter(request: _Request, plan: boot.Plan) -> NoReturn:
-    """In the sandbox's namespaces; our child is an orphan there, so its PID 1 reaps it."""
     try:
-        libc.setns(request.pidfd, NAMESPACES)
+        libc.setns(request.pidfd, NAMESPACES & ~CLONE.NEWPID)
         if os.fork() == 0:
             _become(request, plan)
     except OSError as error:
-        os.write(request.go, msgspec.json.encode(("assist", error.errno or 0, str(error))))
+        _tell(request.go, error)
     finally:
         os._exit(0)
+
+
+def _tell(go: int, error: OSError) -> None:
+    with contextlib.suppress(OSError):
+        os.write(go, msgspec.json.encode(("assist", error.errno or 0, str(error))))
 
 
 def _become(request: _Request, plan: boot.Plan) -> NoReturn:

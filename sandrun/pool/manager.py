@@ -49,6 +49,7 @@ from sandrun.messages import (
     ToSpawner,
     Withdraw,
 )
+from sandrun.pool.assist import NAME as ASSISTANT
 from sandrun.pool.cgroup import Hierarchy, JobGroup
 from sandrun.pool.lifecycle import Event, State, step
 from sandrun.pool.linux import libc
@@ -620,7 +621,11 @@ class Manager:
 
     def _on_exit(self, zygote: Zygote) -> None:
         """PID 1 has ended, and with it every process of its pid namespace."""
-        info = os.waitid(os.P_PIDFD, zygote.pidfd, os.WEXITED | os.WNOHANG)
+        try:
+            info = os.waitid(os.P_PIDFD, zygote.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            # Reaped already, as by what reap_adopted() does; its end is as certain.
+            info = os.waitid_result((zygote.pid, 0, 0, 0, 0))
         if info is None:
             return
         if zygote.state is State.LEASED:
@@ -745,7 +750,8 @@ def reap_adopted() -> None:
     its family. If it dies there, that child becomes ours, and the kernel lets the
     namespace's PID 1 end only when nobody is left in it, unreaped ones included: the
     zygote would never be gone. Ours are known by being in a pid namespace below ours
-    and not its PID 1.
+    and not its PID 1, or by their name: what served the sandboxes of a spawner ends
+    with it, and so does its child.
     """
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         children = [int(word) for word in file.read().split()]
@@ -753,7 +759,8 @@ def reap_adopted() -> None:
         with contextlib.suppress(OSError, StopIteration), open(f"/proc/{pid}/status", "rb") as file:
             status = file.read().split(b"\n")
             ids = next(line for line in status if line.startswith(b"NSpid:")).split()[1:]
-            if len(ids) > 1 and ids[-1] != b"1":
+            is_assistant = status[0] == b"Name:\t" + ASSISTANT.encode()
+            if (len(ids) > 1 and ids[-1] != b"1") or is_assistant:
                 os.waitpid(pid, os.WNOHANG)
 
 

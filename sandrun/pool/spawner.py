@@ -467,8 +467,10 @@ def main() -> None:
     close_all(native)
     interpreters = find_interpreters(message)
     plan = boot.make_plan(message, interpreters)
+    assistant = -1
     if launcher:
         launcher.set_plan(plan)
+        assistant = assist.start(launcher.assist, plan)
     templates = None
     if message.mode == "fork" and message.interpreter in plan.interpreters:
         templates = Templates(
@@ -479,7 +481,7 @@ def main() -> None:
     gc.freeze()  # zygotes share these pages: keep the collector from touching them
     gc.disable()  # nor is there much to collect in a process that serves one job
     channel.send(SpawnerReady(interpreters=interpreters))
-    serve(channel, plan, templates, launcher)
+    serve(channel, plan, templates, launcher, assistant)
 
 
 def serve(
@@ -487,20 +489,23 @@ def serve(
     plan: boot.Plan,
     templates: Templates | None,
     launcher: Launcher | None,
+    assistant: int,
 ) -> None:
-    """Spawn on order until the supervisor goes away."""
-    assist_fd = launcher.assist.fileno() if launcher else -1
+    """Spawn on order until the supervisor goes away.
+
+    ``assistant``: pidfd of what serves compiled PID 1s, or -1. Without it they could
+    not end their jobs: we end as well, and both are started anew.
+    """
     while True:
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN)
         for fd in templates.fds() if templates else ():
             poll.register(fd, select.POLLIN)
-        if launcher:
-            poll.register(assist_fd, select.POLLIN)
+        if assistant >= 0:
+            poll.register(assistant, select.POLLIN)
         for fd, _ in poll.poll():
-            if launcher and fd == assist_fd:
-                assist.serve_one(launcher.assist, plan)
-                continue
+            if fd == assistant:
+                raise SystemExit("the assistant of the sandboxes ended")
             if fd != channel.fileno():
                 assert templates is not None
                 templates.on_readable(fd)
