@@ -105,12 +105,23 @@ def _with_packages() -> tuple[Probe, ...]:
         cause = f"not installed: {', '.join(absent)}"
         return (_probe("packages", cause, "uv sync, or pip install ."),)
     from sandrun.pool import cgroup, seccomp  # noqa: PLC0415
+    from sandrun.pool.native import build  # noqa: PLC0415
 
     return (
         _probe("packages", ""),
+        _compiled_init(build.fault()),
         _filter_tables(seccomp.cross_check),
         _real_group(cgroup.Hierarchy),
     )
+
+
+def _compiled_init(fault: str) -> Probe:
+    """Whether PID 1 of the sandboxes can be the compiled one."""
+    if not fault:
+        return dataclasses.replace(_probe("native_init", ""), detail="compiled", mandatory=False)
+    cause, _, cure = fault.partition("; ")
+    probe = _probe("native_init", f"{cause}: PID 1 is the Python one, jobs cost more CPU", cure)
+    return dataclasses.replace(probe, status="optional_missing", mandatory=False)
 
 
 def _filter_tables(cross_check: Callable[[], list[str]]) -> Probe:

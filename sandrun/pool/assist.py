@@ -200,9 +200,7 @@ def _report(
 def _unpack(plan: boot.Plan, request: bytes) -> dict[str, object]:
     work, outputs, upload = (child.KEPT_FD + n for n in range(3))
     answer = resolve.resolve(plan, _decode_dispatch(request), upload, work)
-    placed = [
-        (os.fsencode(path), *facts) for path, facts in collect.snapshot(work).items()
-    ]
+    placed = [(os.fsencode(path), *facts) for path, facts in collect.snapshot(work).items()]
     data = msgspec.msgpack.encode(placed)
     os.pwrite(outputs, data, plan.max_limits.output_bytes)
     return {"answer": answer, "snapshot": len(data)}
@@ -213,9 +211,7 @@ def _collect(plan: boot.Plan, request: bytes) -> dict[str, object]:
     order = _decode_collect(request)
     placed = order.placed
     if order.snapshot:
-        placed = _decode_placed(
-            os.pread(outputs, order.snapshot, plan.max_limits.output_bytes)
-        )
+        placed = _decode_placed(os.pread(outputs, order.snapshot, plan.max_limits.output_bytes))
     try:
         index, offset = collect.collect(
             work,

@@ -467,10 +467,6 @@ def main() -> None:
     close_all(native)
     interpreters = find_interpreters(message)
     plan = boot.make_plan(message, interpreters)
-    assistant = -1
-    if launcher:
-        launcher.set_plan(plan)
-        assistant = assist.start(launcher.assist, plan)
     templates = None
     if message.mode == "fork" and message.interpreter in plan.interpreters:
         templates = Templates(
@@ -480,6 +476,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # zygotes share these pages: keep the collector from touching them
     gc.disable()  # nor is there much to collect in a process that serves one job
+    assistant = -1
+    if launcher:
+        launcher.set_plan(plan)
+        assistant = assist.start(launcher.assist, plan)
     channel.send(SpawnerReady(interpreters=interpreters))
     serve(channel, plan, templates, launcher, assistant)
 

@@ -65,6 +65,16 @@ def load(defines: tuple[str, ...] = ()) -> Native:
     return built
 
 
+def fault() -> str:
+    """Why :func:`load` would not succeed, with the cure behind "; ", or ""."""
+    try:
+        for fd in load():
+            os.close(fd)
+    except NotBuilt as error:
+        return str(error)
+    return ""
+
+
 def _compile(compiler: str, directory: Path, defines: tuple[str, ...]) -> None:
     macros = tuple(f"-D{name}" for name in defines)
     inits = sorted(str(path) for path in SOURCE.glob("*.c") if path.name != "launch.c")
