@@ -126,7 +126,7 @@ def _local(
         target.run({"main.py": "print(1)"})  # the first job makes what stays
         target.forget()
         target.close()
-        before = host.look(pid, canaries)
+        before = host.at_rest(pid, canaries)
         outcomes = run_all(cases, target, jobs, on_end)
         target.forget()
         target.close()

@@ -113,6 +113,24 @@ def look(server_pid: int, canaries: Canaries) -> Snapshot:
     )
 
 
+def at_rest(
+    server_pid: int,
+    canaries: Canaries,
+    sleep: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Snapshot:
+    """The machine when the server has made all that stays: two looks alike."""
+    end = clock() + SETTLE_S
+    before = look(server_pid, canaries)
+    while clock() < end:
+        sleep(0.5)
+        now = look(server_pid, canaries)
+        if "standby" in now.processes and not differences(before, now):
+            return now
+        before = now
+    return before
+
+
 def settled(
     server_pid: int,
     canaries: Canaries,

@@ -59,7 +59,7 @@ class Bench:
         for _ in range(3):
             self.target.run({"main.py": "print('first')"})
         self.target.close()
-        self.before = host.look(self.pid, canaries)
+        self.before = host.at_rest(self.pid, canaries)
 
     def changes(self):
         """What is not as it was, once the server had time to tidy up."""

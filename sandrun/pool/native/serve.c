@@ -25,6 +25,7 @@ enum {
     EVIDENCE_MAX = 600,
 };
 
+static const double spent_every_s = 1.0; /* how often http hears what a job has used */
 static const double cpu_check_min_s = 0.01; /* how late a CPU limit may bite, per CPU */
 static const struct bytes nothing = {(const uint8_t *)"", 0};
 
@@ -54,7 +55,7 @@ struct outputs {
 static uint8_t received[MESSAGE_MAX + 1], sent[MESSAGE_MAX];
 static struct {
     struct spec spec;
-    double started;
+    double started, cpu_before;
     bool cancelled, wants_room;
     int64_t nudged, storage_bytes, parked_tasks, snapshot_size;
     struct verdict verdict;
@@ -148,6 +149,19 @@ static void nudge(void)
         job.nudged = log_end();
     else
         job.wants_room = true; /* poll says when there is some */
+}
+
+/* Best effort: the Result tells the whole. */
+static void tell_spent(void)
+{
+    uint8_t buffer[64];
+    struct out o = {buffer, 0, sizeof buffer, false};
+    put_map(&o, 2);
+    put_str(&o, "type");
+    put_str(&o, "Spent");
+    put_str(&o, "cpu_seconds");
+    put_number(&o, group_cpu_seconds() - job.cpu_before);
+    send_now((struct bytes){buffer, o.size});
 }
 
 enum heard { NOTHING, DISPATCH, CANCEL, ACKNOWLEDGE };
@@ -337,7 +351,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     double cpu_end = group_cpu_seconds() + cpu_seconds;
     double cpus = (double)sysconf(_SC_NPROCESSORS_ONLN);
     double step = cpu_seconds / cpus > cpu_check_min_s ? cpu_seconds / cpus : cpu_check_min_s;
-    double cpu_check = start + step;
+    double cpu_check = start + step, report = start + spent_every_s;
     int oom_fd = group_oom_fd();
     bool ended = false;
     job.watched = process.pid;
@@ -362,7 +376,8 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
             [IN] = {process.stdin_fd, POLLOUT, 0},
             [OOM] = {oom_fd, group_oom_mask(), 0},
         };
-        double wait_s = (deadline < cpu_check ? deadline : cpu_check) - now_s();
+        double next = deadline < cpu_check ? deadline : cpu_check;
+        double wait_s = (next < report ? next : report) - now_s();
         wait_s = wait_s < 0 ? 0 : wait_s > 1e6 ? 1e6 : wait_s;
         int count = poll(polled, ALL, (int)(wait_s * 1000 + 1));
         if (count > 0) {
@@ -389,6 +404,10 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
             if (left <= 0)
                 outcome.cpu_exceeded = ended = true;
             cpu_check = now + (left / cpus > cpu_check_min_s ? left / cpus : cpu_check_min_s);
+        }
+        if (!ended && now >= report) {
+            tell_spent();
+            report = now + spent_every_s;
         }
         nudge();
     }
@@ -1099,7 +1118,7 @@ int serve(void)
         fail(ENOMEM, "no memory");
     dispatch.at = memcpy(own, dispatch.at, dispatch.size);
     job.started = now_s();
-    double cpu_before = group_cpu_seconds();
+    job.cpu_before = group_cpu_seconds();
     struct cursor spec_at = field(dispatch, "spec");
     struct bytes raw = take_raw(&spec_at);
     struct spec spec;
@@ -1117,7 +1136,7 @@ int serve(void)
     kill_everything();
     must(fstatvfs(work_fd, &room), "fstatvfs");
     job.storage_bytes = (int64_t)((room.f_blocks - room.f_bfree) * room.f_frsize);
-    double cpu_seconds = group_cpu_seconds() - cpu_before;
+    double cpu_seconds = group_cpu_seconds() - job.cpu_before;
     int64_t memory_peak = group_memory_peak(), processes_peak = group_processes_peak();
     struct outputs outputs = collect();
     struct out o = new_message("Result", 7);
