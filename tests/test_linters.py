@@ -14,23 +14,9 @@ MODULES = sorted((ROOT / "sandrun").rglob("*.py"))
 CONTRACTS = (
     ("sandrun/http", ("sandrun.pool", "ctypes", "sandrun.supervisor"), "http has no privileges"),
     ("sandrun/pool", ("sandrun.http",), "root never parses what clients send"),
-    (
-        "sandrun/pool/zygote",
-        (
-            "asyncio",
-            "logging",
-            "h11",
-            "uvloop",
-            "cgroupspy",
-            "pyseccomp",
-            "subprocess",
-            "hashlib",
-            "tarfile",
-            "zipfile",
-            "sandrun.config",
-        ),
-        "every import is on every job's bill",
-    ),
+    ("sandrun/pool/zygote", ("asyncio", "logging", "h11", "uvloop", "cgroupspy", "pyseccomp",
+                             "subprocess", "hashlib", "tarfile", "zipfile", "sandrun.config"),
+     "every import is on every job's bill"),
 )
 # Modules that must not do I/O: no os, no socket, no clock.
 SANS_IO = (
@@ -41,8 +27,8 @@ SANS_IO = (
     "sandrun/http/connection.py", "sandrun/http/websocket.py",
 )  # fmt: skip
 IO_MODULES = {"socket", "time", "asyncio", "subprocess", "select", "threading"}
-CTYPES_HOMES = ("sandrun/pool/linux/", "sandrun/pool/native/launcher.py", "sandrun/confine.py", "sandrun/pool/zygote/warm_python.py",
-                "sandrun/probes.py", "sandrun/selftest/")  # fmt: skip
+CTYPES_HOMES = ("sandrun/pool/linux/", "sandrun/pool/native/launcher.py", "sandrun/confine.py",
+                "sandrun/pool/zygote/warm_python.py", "sandrun/probes.py", "sandrun/selftest/")  # fmt: skip
 
 
 def run(*argv):
@@ -93,9 +79,7 @@ def test_who_may_import_whom(folder, forbidden, why):
             continue
         for module in imports(path):
             for bad in forbidden:
-                assert module != bad and not module.startswith(bad + "."), (
-                    f"{name}: {module}: {why}"
-                )
+                assert module != bad and not module.startswith(bad + "."), f"{name}: {module}: {why}"
 
 
 @pytest.mark.parametrize("name", SANS_IO)

@@ -383,18 +383,9 @@ def test_curl_does_what_the_readme_says(server, tmp_path):
     name, data = servers.tar_of({"main.py": "print('by curl')"})
     Path(tmp_path, name).write_bytes(data)
     out = subprocess.run(
-        [
-            "curl",
-            "-sS",
-            "-F",
-            f"files=@{tmp_path}/{name}",
-            "-F",
-            'manifest={"entrypoint":"main.py"}',
-            f"{server.url}/run",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
+        ["curl", "-sS", "-F", f"files=@{tmp_path}/{name}",
+         "-F", 'manifest={"entrypoint":"main.py"}', f"{server.url}/run"],
+        check=True, capture_output=True, text=True,
     ).stdout
     assert json.loads(out)["stdout"] == "by curl\n"
 
@@ -439,48 +430,19 @@ def test_a_job_sees_nothing_but_itself(server):
     assert seen["fds"] == [0, 1, 2]
     assert "root" not in seen["root"]
     assert set(seen["root"]) <= {
-        "bin",
-        "dev",
-        "etc",
-        "home",
-        "lib",
-        "lib32",
-        "lib64",
-        "libx32",
-        "opt",
-        "proc",
-        "run",
-        "sbin",
-        "tmp",
-        "usr",
-        "var",
-        "work",
+        "bin", "dev", "etc", "home", "lib", "lib32", "lib64", "libx32", "opt", "proc",
+        "run", "sbin", "tmp", "usr", "var", "work",
     }
     assert seen["dev"] == [
-        "fd",
-        "full",
-        "null",
-        "random",
-        "shm",
-        "stderr",
-        "stdin",
-        "stdout",
-        "urandom",
-        "zero",
+        "fd", "full", "null", "random", "shm", "stderr", "stdin", "stdout", "urandom", "zero",
     ]
     assert 1 not in seen["pids"]
     assert len(seen["pids"]) == 1
     assert seen["host"] == "sandrun"
     assert seen["cgroup"] is True
     assert seen["env"] == {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": "/home/sandrun",
-        "USER": "sandrun",
-        "LOGNAME": "sandrun",
-        "SHELL": "/bin/sh",
-        "TMPDIR": "/tmp",
-        "LANG": "C.UTF-8",
-        "TZ": "UTC",
+        "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/home/sandrun", "USER": "sandrun",
+        "LOGNAME": "sandrun", "SHELL": "/bin/sh", "TMPDIR": "/tmp", "LANG": "C.UTF-8", "TZ": "UTC",
     }
     inside, outside, count = (int(n) for n in seen["uid_map"])
     assert (inside, count) == (1000, 2)

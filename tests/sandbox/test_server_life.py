@@ -188,9 +188,7 @@ def test_a_second_server_on_the_same_port_refuses_at_once(server):
     port = server.url.rpartition(":")[2]
     result = subprocess.run(
         [sys.executable, "-m", "sandrun", "--listen", f"127.0.0.1:{port}"],
-        capture_output=True,
-        text=True,
-        timeout=30,
+        capture_output=True, text=True, timeout=30,
     )
     assert result.returncode == 78
     assert "Address already in use" in result.stderr
@@ -221,9 +219,7 @@ def test_self_signed_serves_tls_and_a_reload_keeps_the_certificate():
 def test_clear_text_beyond_loopback_is_refused_with_the_cure():
     result = subprocess.run(
         [sys.executable, "-m", "sandrun", "--listen", "0.0.0.0:0"],
-        capture_output=True,
-        text=True,
-        timeout=30,
+        capture_output=True, text=True, timeout=30,
     )
     assert result.returncode == 78
     assert "tls_cert" in result.stderr

@@ -31,12 +31,7 @@ FORKS = "import os, time\nfor _ in range(50):\n    if os.fork() == 0: time.sleep
 # (what, job, wanted exit reason, wanted text in stdout or evidence)
 CASES = (
     ("a job runs", {"code": "print(6 * 7)"}, "exited", "42"),
-    (
-        "its group is its root",
-        {"code": "print(open('/proc/self/cgroup').read())"},
-        "exited",
-        "0::/\n",
-    ),
+    ("its group is its root", {"code": "print(open('/proc/self/cgroup').read())"}, "exited", "0::/\n"),
     ("memory is limited", {"code": HOG, "memory_mb": 64}, "out_of_memory", "oom_kill"),
     ("CPU time is limited", {"code": BURN, "cpu_seconds": 2}, "cpu_limit", "CPU-seconds"),
     ("processes are limited", {"code": FORKS, "processes": 8}, "process_limit", "pids.events"),
@@ -49,7 +44,9 @@ def run(url, job):
     name = "main.sh" if job.get("interpreter") == "sh" else "main.py"
     manifest = {**LIMITS, **{k: v for k, v in job.items() if k != "code"}}
     body = json.dumps({"manifest": manifest, "files": {name: job["code"]}}).encode()
-    request = urllib.request.Request(f"{url}/submit", body, {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{url}/submit", body, {"Content-Type": "application/json"}
+    )
     job_id = json.load(urllib.request.urlopen(request, timeout=600))["job_id"]
     log = urllib.request.urlopen(f"{url}/logs/{job_id}/stream", timeout=600).read().decode()
     status = json.load(urllib.request.urlopen(f"{url}/status/{job_id}", timeout=600))
