@@ -16,6 +16,10 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandrun.pool.supplies import Supplies
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -62,8 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     return 2
 
 
-def serve(argv: list[str]) -> int:
-    """``python -m sandrun [--config FILE] [--listen ADDR:PORT]``."""
+def serve(argv: list[str], supplies: Supplies | None = None) -> int:
+    """``python -m sandrun [--config FILE] [--listen ADDR:PORT]``.
+
+    ``supplies``: what the pool takes from the host, if not from the real one.
+    """
     parser = argparse.ArgumentParser(prog="python -m sandrun")
     parser.add_argument("--config", type=Path, help="TOML file; see config.example.toml")
     parser.add_argument("--listen", help="ADDR:PORT, [V6]:PORT or unix:/PATH")
@@ -113,6 +120,7 @@ def serve(argv: list[str]) -> int:
             directories,
             infos,
             read,
+            supplies,
         )
     except ConfigError as error:
         print(f"sandrun: {error}", file=sys.stderr)

@@ -127,6 +127,7 @@ class RateLimit(_Section, frozen=True):
     concurrent_jobs: Positive = 2
     jobs_per_hour: Positive = 20
     queue_length: Positive = 1000  # jobs that wait, of all clients together
+    queue_seconds: Seconds = 10.0  # the longest wait that a burst is accepted for
 
 
 class Retention(_Section, frozen=True):

@@ -118,6 +118,7 @@ class PoolState(_Message, frozen=True):
     """Sent when it changes: for ``/stats``, ``/health`` and admission.
 
     ``fault`` is the first cause why the pool cannot make zygotes, or "".
+    ``pressure`` is why the host is too short of memory for new jobs, or "".
     ``memory_available_bytes`` is what new jobs may still use on this host.
     """
 
@@ -126,6 +127,7 @@ class PoolState(_Message, frozen=True):
     busy: int
     capacity: int
     fault: Text = ""
+    pressure: Text = ""
     memory_available_bytes: Bytes = 1 << 40
 
 

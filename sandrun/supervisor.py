@@ -73,6 +73,7 @@ from sandrun.pool.linux.constants import PR
 from sandrun.pool.manager import Manager
 from sandrun.pool.native import build
 from sandrun.pool.native.build import Native
+from sandrun.pool.supplies import Supplies
 from sandrun.pool.zygote.group import GroupFiles
 from sandrun.restart import Restart
 from sandrun.store import Store
@@ -129,7 +130,8 @@ def load_native(wanted: str) -> Native | None:
 class Supervisor:
     """One running node. ``announce`` gets the URLs once http serves.
 
-    ``reload`` reads the configuration again, or raises :class:`ConfigError`.
+    ``reload`` reads the configuration again, or raises :class:`ConfigError`;
+    ``supplies`` is the host, or one that fails for a test.
     """
 
     def __init__(
@@ -139,7 +141,9 @@ class Supervisor:
         directories: dict[str, str],
         environments: tuple[EnvironmentInfo, ...],
         reload: Callable[[], Config] | None = None,
+        supplies: Supplies | None = None,
     ) -> None:
+        self.supplies = supplies or Supplies()
         self.config = config
         self.announce = announce
         self.directories = directories
@@ -220,6 +224,7 @@ class Supervisor:
             to_http=self._to_http,
             hear_http=self._hear_http,
             on_gone=self.store.zygote_gone,
+            supplies=self.supplies,
         )
         build_group: JobGroup | None = None
         try:
@@ -536,6 +541,7 @@ def serve(
     directories: dict[str, str] | None = None,
     environments: tuple[EnvironmentInfo, ...] = (),
     reload: Callable[[], Config] | None = None,
+    supplies: Supplies | None = None,
 ) -> int:
     """Run a node in this process. Returns the exit status.
 
@@ -547,7 +553,7 @@ def serve(
         raise HostError("sandrun must be started as root", "use sudo python -m sandrun")
 
     async def main() -> int:
-        node = Supervisor(config, announce, directories or {}, environments, reload)
+        node = Supervisor(config, announce, directories or {}, environments, reload, supplies)
         return await node.run()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -153,7 +153,7 @@ async def serve(
     control = socket.socket(fileno=options.control)
     listener = socket.socket(fileno=options.listen)
     max_ended = max(1000, (files - config.http.max_connections - SPARE_FDS) // 2)
-    app = App(config, control, loop, max_ended=max_ended)
+    app = App(config, control, loop, max_ended=max_ended, runnable=vitals.runnable)
     loop.add_signal_handler(signal.SIGTERM, app.on_drain, Drain(grace_s=0.0))
     app.leases.send(Loaded())
     await first_of(app.welcomed, app.drained)

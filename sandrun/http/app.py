@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from sandrun.errors import ProtocolError, RequestError
+from sandrun.http.admission import Admission, crowded
 from sandrun.http.archive import read_index
 from sandrun.http.jobs import MIN_QUEUE_S, Job, Phase, Registry
 from sandrun.http.leases import ANY, Leases
@@ -60,6 +61,11 @@ MAX_RETURNS: Final = 3  # with requirements: an http that was restarted meanwhil
 INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
 REMEDY_LOG_BYTES: Final = 256 * 1024  # a longer log is not searched for a missing module
 MAX_CPU_S: Final = 1e6  # of one job, whatever its zygote says
+PRESSURE_RETRY_S: Final = 5.0
+YOUNG_S: Final = 3.0  # so long a job's memory may not show in the host's figures yet
+CROWD_S: Final = 1.0  # a job that has run for so long is no rival of those that begin
+HOLD_BACK_S: Final = 0.01
+PEAK_DECAY: Final = 0.02  # of the memory that a job is expected to use, with each one that ends
 LOST: Final = "the sandbox ended without a result"
 
 
@@ -69,7 +75,9 @@ def believable(cpu_seconds: float) -> float:
 
 
 class App:
-    """One node's state. ``clock`` is monotonic, ``wall`` since 1970, both in seconds."""
+    """One node's state. ``clock`` is monotonic, ``wall`` since 1970, both in seconds;
+    ``runnable`` tells how many threads on this host run or want to.
+    """
 
     def __init__(
         self,
@@ -81,6 +89,7 @@ class App:
         wall: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
         max_ended: int = 100_000,
+        runnable: Callable[[], int] = lambda: 0,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -118,6 +127,13 @@ class App:
         self._waiting: dict[tuple[str, str], int] = {}
         self._unsaid: set[tuple[str, str]] = set()  # kinds whose number the pool may not know
         self._service_s = 1.0  # running average of a job's time in a sandbox
+        self.admission = Admission(config.rate_limit.queue_seconds)
+        self._peak_bytes = 0  # about what the larger ones of late have used
+        self._young: dict[Job, tuple[float, int]] = {}  # since when, and what it may still take
+        self._young_bytes = 0
+        self._runnable = runnable
+        self._processors = os.cpu_count() or 1
+        self._held_back: asyncio.TimerHandle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -135,6 +151,10 @@ class App:
             )
         if self.leases.is_clogged:
             raise RequestError(503, "busy", "the server cannot record jobs now", retry_after_s=1)
+        if self.pool is not None and self.pool.pressure:
+            raise RequestError(
+                503, "host_pressure", self.pool.pressure, retry_after_s=PRESSURE_RETRY_S
+            )
         if len(self.queue) >= self.config.rate_limit.queue_length:
             retry = max(1.0, round(self._service_s))
             raise RequestError(
@@ -143,6 +163,23 @@ class App:
                 f"{len(self.queue)} jobs wait already",
                 details={"limit": self.config.rate_limit.queue_length},
                 retry_after_s=retry,
+            )
+
+    def check_wait(self, client: Client) -> None:
+        """Whether one more job of this client would start in time. Raises 503."""
+        waiting = len(self.queue) - len(self._installs)
+        place = self.queue.next_position(client) if waiting > 0 else 1
+        retry = self.admission.refusal(
+            place, waiting, self.clock(), self._guess_s(), self._service_s
+        )
+        if retry:
+            wait_s = self.eta_s(place)
+            raise RequestError(
+                503,
+                "overloaded",
+                f"a job would wait for {wait_s:.1f} s now: more come than can be run",
+                details={"eta_s": wait_s, "position": place},
+                retry_after_s=round(retry),
             )
 
     def submit(
@@ -258,8 +295,11 @@ class App:
         """Seconds until a job at ``position`` starts, about."""
         if not position:
             return 0.0
-        capacity = max(1, self.pool.capacity if self.pool else 1)
-        return round(position * self._service_s / capacity, 2)
+        return round(self.admission.wait_s(position, self.clock(), self._guess_s()), 2)
+
+    def _guess_s(self) -> float:
+        """Seconds between two starts if every sandbox is busy."""
+        return self._service_s / max(1, self.pool.capacity if self.pool else 1)
 
     # ── the queue ────────────────────────────────────────────────────────────
 
@@ -268,6 +308,8 @@ class App:
         if self.restorer is not None or self.leaving.is_set():
             return
         while not self.draining and self.queue and self.leases.ready_count:
+            if self._is_crowded():
+                break
             job = self.queue.pop(self._startable)
             if job is None:
                 break
@@ -280,10 +322,31 @@ class App:
                     break  # on_ready comes when there is room again
                 continue
             self.active.add(job)
-            job.on_dispatched(kept, self.clock())
+            now = self.clock()
+            job.on_dispatched(kept, now)
+            self.admission.on_start(len(self.queue), now)
+            self._reserve(job, now)
         for kind in self._unsaid:
             self.leases.want(*kind, self._waiting.get(kind, 0))
         self._unsaid.clear()
+
+    def _is_crowded(self) -> bool:
+        """Whether to hold back; if so, we look again soon, and when a job ends."""
+        now = self.clock()
+        young = 0
+        for since, _ in reversed(self._young.values()):
+            if now - since > CROWD_S:
+                break
+            young += 1
+        if not crowded(young, self._runnable, self._processors):
+            return False
+        if self._held_back is None:
+            self._held_back = self.loop.call_later(HOLD_BACK_S, self._pump_again)
+        return True
+
+    def _pump_again(self) -> None:
+        self._held_back = None
+        self._pump()
 
     def _startable(self, job: Job) -> bool:
         if job.installing:
@@ -292,8 +355,29 @@ class App:
             return False
         # The pool says how much memory new jobs may use; with nothing running, its
         # word may be old and the limit of one job always fits.
-        available = self.pool.memory_available_bytes if self.pool else 0
-        return not self.active or self.pool is None or job.spec.limits.memory_bytes <= available
+        if not self.active or self.pool is None:
+            return True
+        if self.pool.pressure:
+            return False
+        available = self.pool.memory_available_bytes - self._young_bytes
+        return job.spec.limits.memory_bytes <= available
+
+    def _reserve(self, job: Job, now: float) -> None:
+        """What a job that has just begun takes is not in the host's figures yet."""
+        for old, (since, reserved) in list(self._young.items()):
+            if now - since < YOUNG_S:
+                break
+            del self._young[old]
+            self._young_bytes -= reserved
+        reserved = min(job.spec.limits.memory_bytes, self._peak_bytes)
+        self._young[job] = (now, reserved)
+        self._young_bytes += reserved
+
+    def _release(self, job: Job, usage: Usage) -> None:
+        _, reserved = self._young.pop(job, (0.0, 0))
+        self._young_bytes -= reserved
+        expected = self._peak_bytes - int(PEAK_DECAY * self._peak_bytes)
+        self._peak_bytes = max(usage.memory_peak_bytes, expected)
 
     def _wait(self, job: Job, change: int) -> None:
         kind = self.kind(job.spec)
@@ -319,6 +403,8 @@ class App:
             "pool_fault": 1 if pool and pool.fault else 0,
             "pool_memory_available_bytes": pool.memory_available_bytes if pool else 0,
             "http_restarts": self.http_deaths,
+            "host_pressure": 1 if pool and pool.pressure else 0,
+            "queue_wait_seconds": self.eta_s(len(self.queue)),
             "upload_bytes": self.budget.used,
             "upload_limit_bytes": self.budget.max_bytes,
             "retained_bytes": self.registry.retained_bytes,
@@ -394,6 +480,9 @@ class App:
     def on_pool_state(self, state: PoolState) -> None:
         """The pool has changed."""
         self.pool = state
+        if state.pressure:
+            for job in self.registry.oldest_ended:  # results make room before jobs are lost
+                self.registry.remove(job)
         self._pump()
 
     def on_http_deaths(self, deaths: HttpDeaths) -> None:
@@ -595,6 +684,7 @@ class App:
         self.release_upload(job)
         self.settle(job, verdict, usage, now)
         self.ledger.on_ended(job, None if in_journal else EndRecord(verdict, usage, now))
+        self._release(job, usage)
         self._measure(job, verdict, usage, now)
         self.close_job(job, verdict, usage, now)
         self._arm()
@@ -672,6 +762,7 @@ class App:
 
     def close(self) -> None:
         """Let everything go."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._held_back):
+            if timer is not None:
+                timer.cancel()
         self.leases.close()

@@ -254,6 +254,7 @@ class Handlers:
         self, exchange: Exchange, client: Client, admitted: float, key: str | None
     ) -> Job:
         app = self.app
+        app.check_wait(client)
         # The place is taken before the body is read: uploads count as jobs at once.
         app.quota.admit(client, admitted)
         http = app.config.http

@@ -47,6 +47,8 @@ GAUGES: Final = {
     "pool_fault": "1 while the pool cannot make sandboxes.",
     "pool_memory_available_bytes": "What limits of further jobs may add up to.",
     "http_restarts": "How often an http that died was replaced.",
+    "host_pressure": "1 while jobs are refused because the host is short of memory.",
+    "queue_wait_seconds": "Seconds until a job at the queue's end starts, about.",
     "upload_bytes": "Uploads held now.",
     "upload_limit_bytes": "Beyond this new uploads get 503.",
     "retained_bytes": "Logs and outputs of ended jobs.",

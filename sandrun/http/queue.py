@@ -173,15 +173,25 @@ class FairQueue(Generic[Item]):
         flow = self._flows.get(client)
         if flow is None or item not in flow.items:
             return 0
-        index = flow.items.index(item)
+        return self._place(client, flow.items.index(item), new=client in self._new)
+
+    def next_position(self, client: Hashable) -> int:
+        """The position that one more item of ``client`` would have."""
+        flow = self._flows.get(client)
+        if flow is not None:
+            return self._place(client, len(flow.items), new=client in self._new)
+        idle = self._idle.get(client)
+        return self._place(client, 0, new=idle is None or self.standing(client)[0] >= 0)
+
+    def _place(self, client: Hashable, index: int, *, new: bool) -> int:
         ahead, behind_us = index, False
         for other, theirs in self._flows.items():
             if other == client:
                 behind_us = True
                 continue
-            first = other in self._new and client not in self._new
+            first = other in self._new and not new
             turns = index + (0 if behind_us and not first else 1)
-            if client in self._new and other not in self._new:
+            if new and other not in self._new:
                 turns = index
             ahead += min(len(theirs.items), turns)
         return ahead + 1

@@ -293,8 +293,8 @@ def health(app: App) -> api.Health:
         state, reason = "draining", "the server is stopping"
     elif app.welcome is None or app.pool is None:
         state, reason = "starting", "the pool is starting"
-    elif app.pool.fault:
-        state, reason = "unavailable", app.pool.fault
+    elif app.pool.fault or app.pool.pressure:
+        state, reason = "unavailable", app.pool.fault or app.pool.pressure
     return api.Health(
         status=state,
         worker_id=app.worker_id,

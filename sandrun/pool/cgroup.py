@@ -514,6 +514,20 @@ class Hierarchy:
         )
         return host_caps(memory, tasks)
 
+    def jobs_memory(self) -> tuple[int, int]:
+        """The cap of all jobs together, and what they use of it, without files' caches."""
+        v1 = self.version == 1
+        directory = self._tops["memory" if v1 else "unified"].child("jobs").directory
+        cap = Path(directory, "memory.limit_in_bytes" if v1 else "memory.max").read_text().strip()
+        used = f"{directory}/{'memory.usage_in_bytes' if v1 else 'memory.current'}"
+        stat = dict(
+            line.split() for line in Path(directory, "memory.stat").read_text().splitlines()
+        )
+        prefix = "total_" if v1 else ""
+        # The kernel takes these back when it must. A tmpfs is on the other lists.
+        cached = sum(int(stat[f"{prefix}{list_}_file"]) for list_ in ("active", "inactive"))
+        return 1 << 60 if cap == "max" else int(cap), max(0, _read_number(used) - cached)
+
     # ── slots ────────────────────────────────────────────────────────────────
 
     def create_slot(self, slot: int) -> JobGroup:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -25,7 +24,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from sandrun.channel import MAX_MESSAGE, Channel, Closed, close_all, pair
@@ -52,11 +50,11 @@ from sandrun.messages import (
 from sandrun.pool.assist import NAME as ASSISTANT
 from sandrun.pool.cgroup import Hierarchy, JobGroup
 from sandrun.pool.lifecycle import Event, State, step
-from sandrun.pool.linux import libc
-from sandrun.pool.linux.constants import MountAttr
 from sandrun.pool.mounts import GID, JOB_UID
 from sandrun.pool.native.build import Native
+from sandrun.pool.pressure import HostMemory, Pressure
 from sandrun.pool.spawner import OUTER_IDS
+from sandrun.pool.supplies import Supplies
 from sandrun.pool.zygote.serve import INDEX_ROOM
 from sandrun.restart import Restart
 from sandrun.store import Sandbox
@@ -65,12 +63,14 @@ log = logging.getLogger(__name__)
 
 INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
 BOOT_TIMEOUT_S: Final = 120.0  # a cold disk, a loaded machine, an emulated one
-_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+UNWATCHED_EVERY_S: Final = 0.02  # a killed PID 1 ends in less
 ADOPTED_EVERY_S: Final = 0.05  # while we stop; see reap_adopted
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
 UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
 WATCHDOG_MARGIN_S: Final = 90.0  # http's own watchdog comes first, at 60
 WATCHDOG_PERIOD_S: Final = 10.0
+PRESSURE_PERIOD_S: Final = 1.0
+MEMORY_FRESH_S: Final = 0.05
 
 
 @dataclass(eq=False)
@@ -142,7 +142,11 @@ class Manager:
         to_http: Callable[[ToHttp, tuple[int, ...]], None],
         hear_http: Callable[[], None] = lambda: None,
         on_gone: Callable[[int], None] = lambda _: None,
+        supplies: Supplies | None = None,
     ) -> None:
+        self.supplies = supplies or Supplies()
+        self.pressure = Pressure()
+        self._memory = (-1.0, HostMemory(0, 1 << 40))  # when it was looked at, and what was seen
         self.config = config
         self.hierarchy = hierarchy
         self.programs = programs
@@ -193,6 +197,7 @@ class Manager:
         for spawner in self.spawners.values():
             self.kinds += self._kinds_of(spawner)
         self.loop.call_later(WATCHDOG_PERIOD_S, self._watch)
+        self._look_at_host()
 
     async def add_environment(self, name: str, environment: Environment, directory: str) -> None:
         """One more environment, while we run. Raises :class:`SetupError`."""
@@ -252,20 +257,32 @@ class Manager:
         return kinds
 
     def _start_spawner(self, spawner: Spawner) -> None:
-        ours, theirs = pair()
-        for sock in (ours, theirs):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        ours.setblocking(False)
         spawner.restart.on_start(time.monotonic())
-        spawner.process = _exec_with_control(
-            [sys.executable, "-I", "-m", "sandrun.pool.spawner"], theirs
-        )
-        theirs.close()
-        spawner.channel = Channel(ours, FromSpawner)
-        spawner.pidfd = os.pidfd_open(spawner.process.pid)
+        try:
+            self._exec_spawner(spawner)
+        except OSError as error:  # no process, memory or descriptor; it may pass
+            spawner.restart.cause = str(error)
+            self._spawner_failed(spawner)
+
+    def _exec_spawner(self, spawner: Spawner) -> None:
+        """Raises OSError, and nothing is left then."""
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            control, end = pair()
+            ours.callback(control.close)
+            theirs.callback(end.close)
+            for sock in (control, end):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            control.setblocking(False)
+            process = self.supplies.start([sys.executable, "-I", "-m", "sandrun.pool.spawner"], end)
+            ours.callback(process.wait)
+            ours.callback(process.kill)
+            pidfd = self.supplies.watch(process.pid)
+            ours.pop_all()
+        spawner.process, spawner.pidfd = process, pidfd
+        spawner.channel = Channel(control, FromSpawner)
         spawner.channel.send(self._prepare(spawner), self.native or ())
-        self.loop.add_reader(ours.fileno(), self._on_spawner, spawner)
-        self.loop.add_reader(spawner.pidfd, self._on_spawner_exit, spawner)
+        self.loop.add_reader(control.fileno(), self._on_spawner, spawner)
+        self.loop.add_reader(pidfd, self._on_spawner_exit, spawner)
 
     def _prepare(self, spawner: Spawner) -> Prepare:
         config, env = self.config, spawner.environment
@@ -328,13 +345,17 @@ class Manager:
             self._drop_ordered(spawner)
             self._free_indices.append(spawner.index)
             return
+        spawner.restart.cause = spawner.restart.cause or f"exit status {code}"
+        self._spawner_failed(spawner)
+        self._drop_ordered(spawner)
+
+    def _spawner_failed(self, spawner: Spawner) -> None:
         spawner.up = False
-        cause = spawner.restart.cause or f"exit status {code}"
+        cause = spawner.restart.cause
         delay = spawner.restart.on_failure(time.monotonic(), cause)
         log.warning("spawner %s ended (%s); next try in %.2f s", spawner.name, cause, delay)
         if not spawner.ready.is_set() and spawner.restart.failures >= 3:
             spawner.ready.set()
-        self._drop_ordered(spawner)
         self.loop.call_later(delay, self._restart_spawner, spawner)
         self.report()
 
@@ -415,28 +436,28 @@ class Manager:
 
     def _make(self, kind: Kind) -> tuple[Zygote, tuple[int, ...]]:
         """The supplies of one zygote, and the descriptors that PID 1 gets of them."""
-        limits = self.config.limits
+        limits, files = self.config.limits, self.supplies.memory_file
         slot = self._free_slots.pop() if self._free_slots else self._new_slot()
         group = self._free_groups.pop() if self._free_groups else None
         fds: list[int] = []
         try:
             if group is None:
-                group = self.hierarchy.create_slot(self._next_group)
+                group = self.supplies.group(self.hierarchy, self._next_group)
                 self._next_group += 1
             tmpfs = self._tmpfs(self.spawners[kind.environment], slot)
             fds.append(tmpfs)
-            log_w, log_r = _memory_file("sandrun-log", limits.maxima.log_bytes + JOURNAL_BYTES)
+            log_w, log_r = files("sandrun-log", limits.maxima.log_bytes + JOURNAL_BYTES)
             fds += (log_w, log_r)
             size = limits.maxima.output_bytes + INDEX_ROOM
-            outputs_w, outputs_r = _memory_file("sandrun-outputs", size)
+            outputs_w, outputs_r = files("sandrun-outputs", size)
             fds += (outputs_w, outputs_r)
+            http_end, zygote_end = pair()
         except BaseException:
             close_all(fds)
             if group is not None:
                 self._free_groups.append(group)
             self._free_slots.append(slot)
             raise
-        http_end, zygote_end = pair()
         for sock in (http_end, zygote_end):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         zygote = Zygote(
@@ -457,16 +478,29 @@ class Manager:
         options |= {"mode": "700", "uid": str(uid), "gid": str(uid - JOB_UID + GID)}
         if self.noswap:
             options["noswap"] = ""
-        return libc.detached_tmpfs(options, MountAttr.NOSUID | MountAttr.NODEV)
+        return self.supplies.tmpfs(options)
 
     def _on_spawned(self, message: Spawned) -> None:
         zygote = self.zygotes.get(message.zygote)
         if zygote is None:
             return
         zygote.pid = message.pid
-        zygote.pidfd = os.pidfd_open(message.pid)
+        try:
+            zygote.pidfd = self.supplies.watch(message.pid)
+        except OSError as error:  # nobody would hear of its end: it must not begin
+            self._boot_failure(zygote.kind, f"supplies: {error}")
+            self._end_unwatched(zygote)
+            return
         self.loop.add_reader(zygote.pidfd, self._on_exit, zygote)
         self._advance(zygote, Event.SPAWNED)
+
+    def _end_unwatched(self, zygote: Zygote) -> None:
+        """A child of ours: its number is its own until we have waited for it."""
+        os.kill(zygote.pid, signal.SIGKILL)
+        if not os.waitpid(zygote.pid, os.WNOHANG)[0]:
+            self.loop.call_later(UNWATCHED_EVERY_S, self._end_unwatched, zygote)
+        elif zygote.id in self.zygotes:
+            self._gone(zygote)
 
     def _on_booted(self, message: Booted) -> None:
         zygote = self.zygotes.get(message.zygote)
@@ -600,7 +634,7 @@ class Manager:
             return
         most = self.config.limits.maxima.storage_bytes
         try:
-            libc.reconfigure(zygote.tmpfs, _tmpfs_size(min(storage_bytes, most)))
+            self.supplies.resize(zygote.tmpfs, _tmpfs_size(min(storage_bytes, most)))
         except OSError as error:
             log.warning("zygote %d: %s", zygote_id, error)
             self.kill(zygote_id)
@@ -705,6 +739,28 @@ class Manager:
                 return f"{kind.environment}/{kind.warm}: {kind.restart.fault}"
         return ""
 
+    def _look_at_host(self) -> None:
+        """Whether there is memory for one more job; http hears when that changes."""
+        if self.stopping:
+            return
+        self.loop.call_later(PRESSURE_PERIOD_S, self._look_at_host)
+        before = self.pressure.reason
+        now = self.pressure.judge(self._look_at_memory())
+        if bool(now) != bool(before):
+            log.warning("new jobs are refused: %s" if now else "new jobs are taken again%s", now)
+        if now or before:
+            self.report()
+
+    def _look_at_memory(self) -> HostMemory:
+        """What there is, a moment ago at most: a look costs as much as a message to http."""
+        now = self.loop.time()
+        if now - self._memory[0] > MEMORY_FRESH_S:
+            seen = self._memory[1]
+            with contextlib.suppress(OSError):  # no descriptor to look with: the last look counts
+                seen = self.supplies.memory(self.hierarchy)
+            self._memory = (now, seen)
+        return self._memory[1]
+
     def report(self) -> None:
         """Tell http how the pool is doing."""
         states = [z.state for z in self.zygotes.values()]
@@ -715,7 +771,8 @@ class Manager:
                 busy=states.count(State.BUSY),
                 capacity=self.config.pool.capacity,
                 fault=self.fault[:4096],
-                memory_available_bytes=_memory_available(),
+                pressure=self.pressure.reason,
+                memory_available_bytes=self._look_at_memory().available_bytes,
             ),
             (),
         )
@@ -767,32 +824,3 @@ def reap_adopted() -> None:
 def _tmpfs_size(storage_bytes: int) -> dict[str, str]:
     inodes = max(1024, storage_bytes // (1024 * 1024) * INODES_PER_MIB)
     return {"size": str(storage_bytes), "nr_inodes": str(inodes)}
-
-
-def _memory_file(name: str, size: int) -> tuple[int, int]:
-    """A sealed memory file of fixed size: a writable and a read-only description."""
-    writable = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(writable, size)
-    fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
-    readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
-    return writable, readable
-
-
-def _memory_available() -> int:
-    with Path("/proc/meminfo").open(encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return 1 << 40
-
-
-def _exec_with_control(argv: list[str], control: socket.socket) -> subprocess.Popen[bytes]:
-    """Start a process of ours with its control socket, named on its command line, and
-    nothing else.
-    """
-    return subprocess.Popen(
-        [*argv, str(control.fileno())],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(control.fileno(),),
-        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-    )

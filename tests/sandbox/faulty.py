@@ -1,9 +1,10 @@
 """A real server in which one step of a sandbox's set-up fails, or is silently left out.
 
 The product has no switch for this: nothing that a client, an operator or the
-environment says can reach it. This script starts the ordinary server with one
-change (the supervisor executes this script in place of ``sandrun.pool.spawner``),
-and as a spawner it wraps the ordinary steps before it runs the ordinary ``main``.
+environment says can reach it. This script starts the ordinary server on a host of its own
+(:class:`FaultySupplies`, which executes this script in place of
+``sandrun.pool.spawner``), and as a spawner it wraps the ordinary steps before it runs
+the ordinary ``main``.
 
 Which step and how is read, at each step, from a file that all these processes
 have mapped: ``kind place step``, for example ``fail boot proc``. Kinds: ``fail``
@@ -21,6 +22,8 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+
+from sandrun.pool.supplies import Supplies
 
 SIZE = 4096
 
@@ -69,25 +72,34 @@ class Control:
         return tuple(self.wrap(place, step) for step in steps)
 
 
+class FaultySupplies(Supplies):
+    """The host, with our spawners, that fails where it is told to."""
+
+    def __init__(self, path):
+        self.path = path
+        self.control = Control(path)
+
+    def start(self, argv, control):
+        if argv[-1] == "sandrun.pool.spawner":
+            argv = [sys.executable, "-I", __file__, "spawner", self.path]
+        return super().start(argv, control)
+
+    def memory_file(self, name, size):
+        self.control.meet("supplies", "memory_file")
+        return super().memory_file(name, size)
+
+    def tmpfs(self, options):
+        self.control.meet("supplies", "tmpfs")
+        return super().tmpfs(options)
+
+
 def serve(path, argv):
-    """The ordinary server, with our spawners."""
+    """The ordinary server, on a host like that."""
     import sandrun.__main__
     from sandrun import supervisor
-    from sandrun.pool import manager
 
-    control = Control(path)
     supervisor.load_native = lambda _: None  # the steps that are wrapped are Python's
-    start = manager._exec_with_control
-
-    def start_ours(command, sock):
-        if command[-1] == "sandrun.pool.spawner":
-            command = [sys.executable, "-I", __file__, "spawner", path]
-        return start(command, sock)
-
-    manager._exec_with_control = start_ours
-    manager._memory_file = control.wrap("supplies", manager._memory_file, "memory_file")
-    manager.libc.detached_tmpfs = control.wrap("supplies", manager.libc.detached_tmpfs, "tmpfs")
-    sys.exit(sandrun.__main__.main(argv))
+    sys.exit(sandrun.__main__.serve(argv, FaultySupplies(path)))
 
 
 def spawner(path, fd):

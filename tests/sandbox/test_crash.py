@@ -111,6 +111,12 @@ def read_until(server, job, text, since=0):
     return seen, since
 
 
+def wait_for_ready(server, count):
+    """Until so many sandboxes are leased. Each look is paced by an answer."""
+    while server.client.get("/stats").json()["system"]["warm"] < count:
+        pass
+
+
 def wait_end(server, job):
     """The status once it has ended; waits on the log's end."""
     with server.client.stream("GET", f"/logs/{job}/stream") as response:
@@ -300,6 +306,7 @@ def test_an_upload_in_flight_is_cut_off_and_costs_nothing(server):
 
 def test_http_killed_while_the_supervisor_is_stopped(server):
     """What http had said is in the socket, and counts, however late it is read."""
+    wait_for_ready(server, 2)  # nobody makes another one while it is stopped
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
         answer = server.python("print('while you slept')")
@@ -319,6 +326,7 @@ def test_http_killed_while_the_supervisor_is_stopped(server):
 def test_a_stopped_supervisor_fails_no_job(server):
     job = submit(server, FOREVER, timeout=30)
     read_until(server, job, "up")
+    wait_for_ready(server, 1)
     os.kill(server.process.pid, signal.SIGSTOP)
     assert server.python("print(1)")["stdout"] == "1\n"
     os.kill(server.process.pid, signal.SIGCONT)

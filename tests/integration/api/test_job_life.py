@@ -523,6 +523,38 @@ def test_a_job_that_does_not_fit_into_memory_waits_until_another_has_ended(
     assert node.client.get(f"/logs/{second['job_id']}/stream").text == "begun\n"
 
 
+def test_a_host_without_memory_takes_no_new_job_and_disturbs_none(
+    start: Callable[..., Any],
+) -> None:
+    from sandrun.messages import PoolState
+
+    def say(pressure: str) -> None:
+        state = PoolState(warm=4, booting=0, busy=1, capacity=64, pressure=pressure)
+        node.pool.call(lambda: node.pool.channel.send(state))
+        while node.client.get("/health").json()["reason"] != (pressure or None):
+            pass
+
+    go = threading.Event()
+    node = start(script=hold(go))
+    finished = node.submit()["job_id"]
+    go.set()
+    node.client.get(f"/logs/{finished}/stream")
+    go.clear()
+    running = node.submit()["job_id"]
+    node.client.get(f"/logs/{running}?wait=10")
+    say("the host has 3 MiB of memory left")
+    refused = node.client.post("/submit", json={"code": "1"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "host_pressure")
+    assert refused.headers["retry-after"] == "5"
+    assert "\nsandrun_host_pressure 1\n" in httpx.get(f"{node.admin_url}/metrics").text
+    assert node.client.get(f"/status/{finished}").status_code == 404  # it has made room
+    assert node.client.get(f"/status/{running}").json()["status"] == "running"
+    go.set()
+    assert node.client.get(f"/logs/{running}/stream").text == "begun\n"
+    say("")
+    assert node.submit()["status"] == "queued"
+
+
 def test_an_upload_that_ends_after_the_drain_began_leaves_nothing(
     start: Callable[..., Any],
 ) -> None:

@@ -1,0 +1,75 @@
+"""What the pool takes from the host: files, mounts, groups, processes, memory. Runs as: root. I/O.
+
+Every call here may fail on a host that has run out of something, and whoever calls
+it must live through that. This is the seam for faults, too: a test gives the
+supervisor an object of this shape that fails when it is told to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.linux import libc
+from sandrun.pool.linux.constants import MountAttr
+from sandrun.pool.pressure import HostMemory, parse_meminfo, parse_stall
+
+_SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class Supplies:
+    """The real host. Methods raise OSError, and :meth:`group` SetupError."""
+
+    def memory_file(self, name: str, size: int) -> tuple[int, int]:
+        """A sealed memory file of fixed size: a writable and a read-only description."""
+        writable = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(writable, size)
+            fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
+            readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(writable)
+            raise
+        return writable, readable
+
+    def tmpfs(self, options: dict[str, str]) -> int:
+        """A detached tmpfs that nobody has mounted."""
+        return libc.detached_tmpfs(options, MountAttr.NOSUID | MountAttr.NODEV)
+
+    def resize(self, tmpfs: int, options: dict[str, str]) -> None:
+        """Another size for a tmpfs."""
+        libc.reconfigure(tmpfs, options)
+
+    def group(self, hierarchy: Hierarchy, number: int) -> JobGroup:
+        """A control group for one sandbox."""
+        return hierarchy.create_slot(number)
+
+    def watch(self, pid: int) -> int:
+        """A descriptor that tells of a process's end."""
+        return os.pidfd_open(pid)
+
+    def start(self, argv: list[str], control: socket.socket) -> subprocess.Popen[bytes]:
+        """A process of ours with its control socket, named on its command line, and
+        nothing else.
+        """
+        return subprocess.Popen(
+            [*argv, str(control.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(control.fileno(),),
+            env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
+        )
+
+    def memory(self, hierarchy: Hierarchy) -> HostMemory:
+        """What new jobs may still use: of the host's memory and of all jobs' common cap."""
+        total, available = parse_meminfo(Path("/proc/meminfo").read_text(encoding="ascii"))
+        cap, used = hierarchy.jobs_memory()
+        try:
+            stalled = parse_stall(Path("/proc/pressure/memory").read_text(encoding="ascii"))
+        except OSError:  # not built in, or switched off
+            stalled = None
+        return HostMemory(min(total, cap), min(available, max(0, cap - used)), stalled)
