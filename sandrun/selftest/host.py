@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-SETTLE_S: Final = 10.0  # how long the server may take to tidy up and refill
+from sandrun.probes import UID_BASE
+
+SETTLE_S: Final = 20.0  # how long the server may take to tidy up and refill
 RSS_GROWTH_MIB: Final = 64  # of one process, over a whole bank: caches fill, leaks are larger
 _KERNEL_SETTINGS: Final = (
     "kernel/core_pattern", "kernel/modprobe", "kernel/hostname", "kernel/yama/ptrace_scope",
@@ -102,7 +104,7 @@ def look(server_pid: int, canaries: Canaries) -> Snapshot:
         settings={name: _read(f"/proc/sys/{name}") for name in _KERNEL_SETTINGS},
         ipc={name: _read(f"/proc/{name}").count("\n") for name in _IPC},
         canaries=canaries.state(),
-        listeners=frozenset(_listeners()),
+        listeners=frozenset(_listeners(pids)),
         groups=sum(1 for _ in _groups(server_pid)),
         sandboxes=sum(map(_is_init, pids)),
         processes=dict(Counter(_kind(pid, server_pid) for pid in pids)),
@@ -144,9 +146,12 @@ def settled(
     ``warm``: how many unused sandboxes the server says it has.
     """
     end = clock() + SETTLE_S
+    strays: set[int] | None = None
     while True:
         now = look(server_pid, canaries)
-        found = differences(before, now)
+        # Those of another server on this machine die one after the other; ours would stay.
+        strays = set(now.shared_ids) if strays is None else strays & set(now.shared_ids)
+        found = differences(before, replace(now, shared_ids=tuple(sorted(strays))))
         if now.sandboxes > (ready := warm()):
             found.append(f"{now.sandboxes} sandboxes are there, {ready} are ready")
         if not found or clock() >= end:
@@ -242,13 +247,7 @@ def _is_init(pid: int) -> bool:
 def _descriptors(pid: int) -> int:
     """But for those of control groups, which are kept open for their next sandbox."""
     group_files = ("/sys/fs/cgroup", "anon_inode:[eventfd]")  # v1 tells of a full memory so
-    count = 0
-    try:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            count += not os.readlink(f"/proc/{pid}/fd/{name}").startswith(group_files)
-    except OSError:
-        pass  # it was closed in the meantime
-    return count
+    return sum(not link.startswith(group_files) for link in _links(pid))
 
 
 def _rss_mib(pid: int) -> int:
@@ -268,19 +267,25 @@ def _namespaces(pids: list[int]) -> dict[str, int]:
 
 def _strays(pids: list[int]) -> list[int]:
     """Processes under a sandbox's user id that do not descend from the server."""
-    base, ours = 1_879_048_192, set(pids)
+    ours = set(pids)
     found = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in ours:
             uid = _status(int(name)).get("Uid", "0").split()
             # Its parent may have started it since we listed the server's.
-            if uid and base <= int(uid[0]) < base + (1 << 24) and _is_orphan(int(name)):
+            if uid and _is_sandbox_uid(int(uid[0])) and _is_orphan(int(name)):
                 found.append(int(name))
     return found
 
 
+def _is_sandbox_uid(uid: int) -> bool:
+    return UID_BASE <= uid < UID_BASE + (1 << 24)
+
+
 def _is_orphan(pid: int) -> bool:
-    return _status(pid).get("PPid") == "1"
+    """Of the host's init, and alive: another server's may be dying as we look."""
+    status = _status(pid)
+    return status.get("PPid") == "1" and not status.get("State", "Z").startswith("Z")
 
 
 def _groups(server_pid: int) -> list[str]:
@@ -291,12 +296,34 @@ def _groups(server_pid: int) -> list[str]:
     return found
 
 
-def _listeners() -> list[str]:
-    """Local addresses that listen on TCP, and abstract sockets by name."""
+def _listeners(pids: list[int]) -> list[str]:
+    """Local addresses on which the server or a sandbox's user listens for TCP.
+
+    Others come and go on a machine that does more than this.
+    """
+    ours = {link for pid in pids for link in _links(pid)}
     found = []
     for name in ("tcp", "tcp6"):
         for line in _read(f"/proc/net/{name}").splitlines()[1:]:
             words = line.split()
-            if len(words) > 3 and words[3] == "0A":
+            if len(words) < 10 or words[3] != "0A":  # not in state LISTEN
+                continue
+            if _is_sandbox_uid(int(words[7])) or f"socket:[{words[9]}]" in ours:
                 found.append(f"{name} {words[1]}")
+    return found
+
+
+def _links(pid: int) -> list[str]:
+    """Where its descriptors lead."""
+    directory = f"/proc/{pid}/fd"
+    found = []
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []  # it has ended
+    for name in names:
+        try:
+            found.append(os.readlink(f"{directory}/{name}"))
+        except OSError:
+            continue  # closed in the meantime
     return found

@@ -22,13 +22,7 @@ import servers
 
 from sandrun.pool.zygote import boot, child
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes are made by root"),
-    pytest.mark.skipif(
-        os.environ.get("SANDRUN_HOSTILE") != "all",
-        reason="minutes of broken sandboxes, on a machine of its own: SANDRUN_HOSTILE=all",
-    ),
-]
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="sandboxes are made by root")
 
 FORK_MODE = """
 [rate_limit]
@@ -76,7 +70,7 @@ class Faulty:
 
     def until(self, true, what):
         pause = threading.Event()
-        end = time.monotonic() + 30
+        end = time.monotonic() + 60
         while not (found := true()):
             if time.monotonic() > end:
                 raise AssertionError(f"{what}; health {self.health()}, log {self.server.log[-5:]}")

@@ -7,6 +7,7 @@ from typing import Final
 from sandrun.selftest.bank import (
     between,
     clients,
+    corners,
     downloads,
     exhaustion,
     http_edge,
@@ -37,4 +38,5 @@ CASES: Final[tuple[Case, ...]] = (
     *websocket.CASES,
     *clients.CASES,
     *syscalls.CASES,
+    *corners.CASES,
 )

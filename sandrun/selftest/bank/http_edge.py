@@ -365,7 +365,6 @@ CASES: Final[tuple[Case, ...]] = (
                 refused(line, by=(400, 405, 501, 505))
                 for line in (
                     "BREW / HTTP/1.1",
-                    "TRACE / HTTP/1.1",
                     "get / HTTP/1.1",
                     "GE(T / HTTP/1.1",
                     "GET /",
