@@ -149,6 +149,7 @@ class Packages(_Section, frozen=True):
     extra_index_urls: tuple[str, ...] = ()  # asked first; the first that has a name wins
     find_links: tuple[str, ...] = ()  # directories or pages with wheels
     offline: bool = False  # ask no network at all
+    npm_registry: str = ""  # for node; "": those of the host's npm
     constraints: str = ""  # a constraints file
     ca_file: str = ""  # PEM file of the index's certificate authority
     file_hosts: tuple[str, ...] = ()  # hosts of files, beside those that the index names

@@ -32,6 +32,9 @@ from sandrun.errors import RequestError
 from sandrun.job import MIB, JobSpec, Limits
 from sandrun.paths import safe_relative_path
 
+NODE_PACKAGE: Final = "package.json"
+NODE_LOCK: Final = "package-lock.json"
+_LOCK_CURE: Final = '; "npm install --package-lock-only" makes it of package.json'
 MAX_BYTES: Final = 64 * 1024  # of the JSON; with 48 KiB of inline files it fits a datagram
 MAX_ARGS: Final = 1024
 MAX_VARIABLES: Final = 256
@@ -145,7 +148,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         | UnsetType
     ) = UNSET
     requirements: (
-        Annotated[str, Meta(description="requirements.txt or package.json")] | UnsetType
+        Annotated[
+            str, Meta(description="requirements.txt, or package.json with its lock beside it")
+        ]
+        | UnsetType
     ) = UNSET
     environment: Annotated[str, Meta(description="one of /environments")] | UnsetType = UNSET
     profile: Annotated[str, Meta(description="'default' or 'compute'")] | UnsetType = UNSET
@@ -425,7 +431,10 @@ def _profile(field: str, value: object, _: Rules) -> str:
 
 def _requirements(field: str, value: object, rules: Rules) -> str:
     path = _path(field, value, rules)
-    if not path.endswith((".txt", "package.json")):
+    directory, name = path.rpartition("/")[::2]
+    if name == NODE_PACKAGE:  # it is the lock beside it that decides
+        return f"{directory}/{NODE_LOCK}" if directory else NODE_LOCK
+    if not path.endswith(".txt") and name != NODE_LOCK:
         _refuse(field, value, "a requirements.txt or package.json in the upload")
     return path
 
@@ -563,13 +572,29 @@ def complete(
         raise RequestError(
             400,
             "no_requirements",
-            f"requirements: {shown(spec.requirements)} is not in the upload{_there_is(known)}",
+            f"requirements: {shown(spec.requirements)} is not in the upload{_there_is(known)}"
+            f"{_LOCK_CURE if spec.requirements.endswith(NODE_LOCK) else ''}",
+            details={"field": "requirements", "value": shown(spec.requirements)},
+        )
+    if spec.requirements is not None and package_of(spec.requirements) not in (None, *known):
+        raise RequestError(
+            400,
+            "no_requirements",
+            f"requirements: {shown(spec.requirements)} is there, and its package.json is not",
             details={"field": "requirements", "value": shown(spec.requirements)},
         )
     interpreter = spec.interpreter or _find_interpreter(
         entrypoint, known.get(entrypoint), first_line, interpreters
     )
     return msgspec.structs.replace(spec, entrypoint=entrypoint, interpreter=interpreter)
+
+
+def package_of(requirements: str) -> str | None:
+    """Path of the package.json that belongs to a lock of npm; None for other files."""
+    directory, name = requirements.rpartition("/")[::2]
+    if name != NODE_LOCK:
+        return None
+    return f"{directory}/{NODE_PACKAGE}" if directory else NODE_PACKAGE
 
 
 def _there_is(known: Collection[str]) -> str:

@@ -30,6 +30,7 @@ StoreKey = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 Part = Annotated[int, msgspec.Meta(ge=0, le=15)]  # which piece of an entry; http's choice
 Parts = Annotated[dict[Part, bytes], msgspec.Meta(max_length=16)]
 
+MAX_LOCK_BYTES = 96 * 1024  # compressed; 800 packages, most of it their hashes
 INLINE_MAX_BYTES = 48 * 1024  # of files carried inside a Dispatch; a datagram holds 208 KiB
 
 
@@ -282,8 +283,27 @@ class Want(_Message, frozen=True):
     waiting: int
 
 
+class Origin(_Message, frozen=True, tag=False):
+    """A server that a lock takes files from, and the first entry that does."""
+
+    url: Annotated[str, msgspec.Meta(max_length=512)]  # "https://host:port"
+    entry: Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class NodeLock(_Message, frozen=True, tag=False):
+    """``data``: zlib of JSON [package.json, package-lock.json], both re-emitted clean.
+
+    Whoever passes it on need not look inside.
+    """
+
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_LOCK_BYTES)]
+    packages: Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+    origins: Annotated[tuple[Origin, ...], msgspec.Meta(max_length=8)] = ()
+
+
 class Install(_Message, frozen=True):
-    """Make (or find) an environment with these requirement lines on top of a named one.
+    """Make (or find) an environment with these requirement lines on top of a named one,
+    or, if there is a ``lock``, with the packages of that for node.
 
     :class:`Installed` or :class:`InstallFailed` with the same ``request`` follows.
     While jobs wait for it (:class:`Want`) or run in it, it is not evicted.
@@ -294,6 +314,7 @@ class Install(_Message, frozen=True):
     lines: Annotated[
         tuple[Annotated[str, msgspec.Meta(max_length=512)], ...], msgspec.Meta(max_length=500)
     ]
+    lock: NodeLock | None = None
 
 
 class Finished(_Message, frozen=True):

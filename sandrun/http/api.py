@@ -118,9 +118,15 @@ class OutputMeta(_Reply):
 
 
 class Timeline(_Reply):
-    """Seconds since 1970, or null for what has not happened."""
+    """Seconds since 1970, or null for what has not happened.
+
+    ``install_seconds``: how long its requirements took to be had, 0 if they were
+    there already; ``install_log``: what the installer said of it.
+    """
 
     submitted: float
+    install_seconds: float | None = None
+    install_log: str | None = None
     started: float | None = None
     ended: float | None = None
     expires: float | None = None

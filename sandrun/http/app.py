@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from sandrun import node_lock
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http.admission import Admission, crowded
 from sandrun.http.archive import read_index
@@ -30,7 +31,7 @@ from sandrun.http.restore import Restorer
 from sandrun.http.spool import Budget
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
 from sandrun.logs import STDERR, Record
-from sandrun.manifest import Rules
+from sandrun.manifest import Rules, package_of
 from sandrun.messages import Install, Installed, InstallFailed
 from sandrun.remedies import remedy_for
 from sandrun.requirements import RequirementsError, parse
@@ -216,7 +217,7 @@ class App:
         self.queue.push(client, job)
         self._wait(job, 1)
         if spec.requirements is not None and not spooled.has_archive:
-            self._install(job, spooled.text(spec.requirements))
+            self._install_plain(job, spec.requirements, spooled)
         self._pump()
         if job.phase is Phase.QUEUED:
             self.ledger.on_queued(job)
@@ -232,14 +233,28 @@ class App:
 
     # ── requirements ─────────────────────────────────────────────────────────
 
-    def _install(self, job: Job, text: str) -> None:
-        """Have the requirements of a queued job installed; it waits for the answer."""
+    def _install_plain(self, job: Job, path: str, spooled: Spooled) -> None:
+        package = package_of(path)
+        if package is None:
+            self._install(job, spooled.text(path))
+            return
+        limit = node_lock.MAX_TEXT + 1
+        self._install(job, spooled.text(path, limit), spooled.text(package, limit))
+
+    def _install(self, job: Job, text: str, package: str | None = None) -> None:
+        """Have the requirements of a queued job installed; it waits for the answer.
+
+        ``package``: package.json, if ``text`` is a lock of npm and it is at hand.
+        """
         self._wait(job, -1)  # nothing waits for a zygote of the old environment any more
+        lines: tuple[str, ...] = ()
+        lock = None
         try:
-            if (job.spec.requirements or "").endswith(".json"):
-                raise RequirementsError(1, "", "package.json is not installed by this server")
-            lines = parse(text)
-        except RequirementsError as error:
+            if package_of(job.spec.requirements or "") is not None:
+                lock = node_lock.parse(text, package)
+            else:
+                lines = parse(text)
+        except (RequirementsError, node_lock.LockError) as error:
             reason = f"{job.spec.requirements}: {error}"
             verdict = Verdict(exit_reason=ExitReason.DEPENDENCY_ERROR, evidence=(reason,))
             self._drop_queued(job, verdict)
@@ -250,7 +265,7 @@ class App:
         patience = self.config.packages.install_timeout_s + INSTALL_WAIT_S
         job.on_installing(number, self.clock() + patience)
         self.registry.watch(job)
-        wish = Install(request=number, environment=job.spec.environment, lines=lines)
+        wish = Install(request=number, environment=job.spec.environment, lines=lines, lock=lock)
         self.leases.send(wish)
 
     def on_installed(self, answer: Installed | InstallFailed) -> None:
@@ -258,7 +273,8 @@ class App:
         job = self._installs.pop(answer.request, None)
         if job is None or job.installing != answer.request:
             return  # cancelled meanwhile
-        job.install_cpu_s = answer.cpu_seconds
+        log = answer.reason if isinstance(answer, InstallFailed) else answer.log
+        job.on_install_answered(answer.seconds, answer.cpu_seconds, log)
         if isinstance(answer, InstallFailed):
             ours, theirs = ExitReason.SERVER_FAULT, ExitReason.DEPENDENCY_ERROR
             reason = ours if answer.fault else theirs
@@ -266,7 +282,7 @@ class App:
             return
         now = self.clock()
         wait_s = max(job.spec.limits.timeout_s, MIN_QUEUE_S)
-        job.on_installed(answer.environment, answer.log, now + wait_s)
+        job.on_installed(answer.environment, now + wait_s)
         self._wait(job, 1)
         self.registry.watch(job)
         self._arm()

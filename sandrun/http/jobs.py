@@ -133,6 +133,7 @@ class Job:
         "idempotency_key",
         "install_cpu_s",
         "install_log",
+        "install_s",
         "installing",
         "job_hash",
         "kept",
@@ -197,6 +198,7 @@ class Job:
         self.installing = 0  # number of the request to install its requirements, or 0
         self.install_cpu_s = 0.0  # is charged like the job's own
         self.install_log = ""
+        self.install_s: float | None = None  # None: there was nothing to install
         self.cancelled = False
         self.kept: Kept | None = None
         self.log_end = 0
@@ -273,13 +275,18 @@ class Job:
         self.deadline = max(self.deadline, deadline)
         self.notify()
 
-    def on_installed(self, environment: str, log: str, deadline: float) -> None:
+    def on_install_answered(self, seconds: float, cpu_seconds: float, log: str) -> None:
+        """The installer is done with it, well or not."""
+        self.install_s = round(seconds, 3)
+        self.install_cpu_s = cpu_seconds
+        self.install_log = log
+
+    def on_installed(self, environment: str, deadline: float) -> None:
         """They are there, in an environment of their own."""
         self.installing = 0
-        self.install_log = log
-        self.spec = msgspec.structs.replace(self.spec, environment=environment)
-        if "environment" not in self.given:
-            self.given = (*self.given, "environment")  # wins over the archive's job.json
+        # Both win over the archive's job.json: nothing is left to be installed.
+        self.spec = msgspec.structs.replace(self.spec, environment=environment, requirements=None)
+        self.given = tuple(dict.fromkeys((*self.given, "environment", "requirements")))
         self.deadline = max(self.deadline, deadline)
         self.notify()
 

@@ -80,14 +80,14 @@ class Spooled(NamedTuple):
         found += [(part.path, part.executable) for part in self.parts if part.kind == "file"]
         return found
 
-    def text(self, path: str) -> str:
+    def text(self, path: str, limit: int = MAX_TEXT) -> str:
         """A small plain text, such as requirements.txt; "" if it is not there."""
         for file in self.files:
             if file.path == path:
                 return file.data.decode("utf-8", "replace")
         for part in self.parts:
             if part.path == path and self.upload is not None:
-                size = min(part.size, MAX_TEXT)
+                size = min(part.size, limit)
                 return os.pread(self.upload.fd, size, part.offset).decode("utf-8", "replace")
         return ""
 

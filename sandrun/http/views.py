@@ -103,6 +103,8 @@ def _status_fields(app: App, job: Job, secret: str) -> dict[str, object]:
         "skipped_outputs": {shown(path): reason for path, reason in job.skipped.items()},
         "timeline": api.Timeline(
             submitted=job.wall(job.submitted) or 0.0,
+            install_seconds=job.install_s,
+            install_log=job.install_log or None,
             started=job.wall(job.started),
             ended=job.wall(job.ended),
             expires=job.wall(job.deadline),

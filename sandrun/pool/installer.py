@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -26,7 +26,7 @@ from sandrun.pool.package_index import Index, redact
 from sandrun.pool.proxy import Settings
 
 UV: Final = "/opt/uv"  # inside the sandbox
-_CA_FILE: Final = "/etc/ssl/ca.pem"
+CA_FILE: Final = "/etc/ssl/ca.pem"
 _ELF: Final = b"\x7fELF"
 _WORDS: Final = 2000  # characters of an installer's message that we hand on
 _GRACE_S: Final = 15.0  # a builder that has not answered by then is killed
@@ -58,6 +58,14 @@ def find_uv() -> str:
                 if file.read(4) == _ELF:  # not the shim of a version manager
                     return program
     raise HostError("uv, which installs packages, is not on PATH", "pip install uv")
+
+
+class Surroundings(NamedTuple):
+    """What an installer other than uv needs. ``settings``: of its proxy, None for no network."""
+
+    env: dict[str, str]
+    read_only: tuple[tuple[str, str], ...]
+    settings: Settings | None
 
 
 class Installer:
@@ -94,32 +102,42 @@ class Installer:
         *,
         projects: tuple[str, ...] = (),
         writable: tuple[tuple[str, str], ...] = (),
-    ) -> None:
-        """Run ``commands`` with ``work`` as :data:`WORK`. Raises :class:`PackageError`.
+        surroundings: Surroundings | None = None,
+    ) -> str:
+        """Run ``commands`` with ``work`` as :data:`WORK`; their last words. Raises
+        :class:`PackageError`.
 
         ``projects``: names whose index pages tell where the files are.
+        ``surroundings``: for another installer than uv.
         """
-        network = bool(projects) and self.index.uses_network
+        own = surroundings is None
+        if surroundings is None:
+            network = bool(projects) and self.index.uses_network
+            settings = self.proxy_settings(projects) if network else None
+            surroundings = Surroundings(self._environment(), self._read_only(), settings)
         build = Build(
             commands=commands,
-            env=self._environment(),
+            env=surroundings.env,
             uid=self.uid,
             program=self.program,
             # multiprocessing makes its semaphores in /dev/shm
             writable=((str(work), WORK), (str(work / "tmp"), "/dev/shm"), *writable),
-            read_only=self._read_only(),
-            network=network,
+            read_only=surroundings.read_only,
+            network=surroundings.settings is not None,
             timeout_s=self.timeout_s,
             control_files=self.control[0],
         )
-        result = self._build(build, projects)
+        result = self._build(build, surroundings.settings)
         if result.timed_out:
             raise PackageError(f"installing took longer than {self.timeout_s:g} s")
         if result.command < 0:
             raise PackageError(result.text, fault=True)
         if result.status:
             words = redact(result.text).replace(WORK + "/", "").strip()
-            raise PackageError(words[-_WORDS:] or f"the installer ended with {result.status}")
+            # uv ends with the cause, npm with how it is used
+            words = words[-_WORDS:] if own else words[:_WORDS]
+            raise PackageError(words or f"the installer ended with {result.status}")
+        return redact(result.text)
 
     def kill(self) -> None:
         """End what runs, from another thread; no run after it begins."""
@@ -127,7 +145,7 @@ class Installer:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
 
-    def _build(self, build: Build, projects: tuple[str, ...]) -> Built:
+    def _build(self, build: Build, settings: Settings | None) -> Built:
         if self._killed:
             raise PackageError("the server is stopping", fault=True)
         ours, theirs = pair()
@@ -147,8 +165,8 @@ class Installer:
                     close_all(fds)
                     answered = True  # its last words: it ends by itself, and is counted
                     return _with_refusals(message, proxy)
-                if isinstance(message, Listening) and len(fds) == 1 and proxy is None:
-                    proxy = self._start_proxy(socket.socket(fileno=fds[0]), projects)
+                if isinstance(message, Listening) and len(fds) == 1 and settings and not proxy:
+                    proxy = self._start_proxy(socket.socket(fileno=fds[0]), settings)
                 else:
                     close_all(fds)
         except (Closed, ProtocolError, TimeoutError, OSError) as error:
@@ -165,15 +183,13 @@ class Installer:
                 proxy.kill()
                 proxy.communicate()
 
-    def _start_proxy(
-        self, listener: socket.socket, projects: tuple[str, ...]
-    ) -> subprocess.Popen[bytes]:
+    def _start_proxy(self, listener: socket.socket, settings: Settings) -> subprocess.Popen[bytes]:
         process = _exec(
             "sandrun.pool.proxy", listener, str(self.uid - 1), stdin=subprocess.PIPE, said=True
         )
         listener.close()
         assert process.stdin is not None
-        process.stdin.write(msgspec.msgpack.encode((self.proxy_settings(projects), self.program)))
+        process.stdin.write(msgspec.msgpack.encode((settings, self.program)))
         process.stdin.close()
         process.stdin = None  # or communicate() would flush it once more
         return process
@@ -217,7 +233,7 @@ class Installer:
     def _environment(self) -> dict[str, str]:
         env = self.index.environment()
         if self.index.ca_file:
-            env["SSL_CERT_FILE"] = _CA_FILE
+            env["SSL_CERT_FILE"] = CA_FILE
         return env | {
             "PATH": "/usr/bin:/bin",
             "HOME": f"{WORK}/home",
@@ -236,7 +252,7 @@ class Installer:
     def _read_only(self) -> tuple[tuple[str, str], ...]:
         binds = [(self.uv, UV)]
         if self.index.ca_file:
-            binds.append((os.path.realpath(self.index.ca_file), _CA_FILE))
+            binds.append((os.path.realpath(self.index.ca_file), CA_FILE))
         for path in dict.fromkeys(self.index.readable_paths):
             if not os.path.exists(path):
                 continue  # pip passes over a directory that is not there, and so do we

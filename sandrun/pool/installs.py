@@ -20,6 +20,7 @@ recently used goes first; one in which jobs wait or run stays.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import shutil
@@ -33,8 +34,8 @@ from sandrun import requirements
 from sandrun.config import Config, Environment
 from sandrun.errors import SandrunError
 from sandrun.job import MIB
-from sandrun.messages import Install, Installed, InstallFailed
-from sandrun.pool import environments, package_index
+from sandrun.messages import Install, Installed, InstallFailed, NodeLock
+from sandrun.pool import environments, npm, package_index
 from sandrun.pool.installer import Installer, PackageError
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, MountAttr
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 RAM_DIRECTORY: Final = "/run/sandrun"
 PREFIX: Final = "requirements-"
+NODE_PREFIX: Final = f"{PREFIX}node-"
 LOCK_SECONDS: Final = 3600.0  # how long a resolution is taken for the index's present one
 GRACE_SECONDS: Final = 60.0  # after an answer, until its job has been heard of
 QUEUE: Final = 64  # builds that wait; more are refused
@@ -135,7 +137,9 @@ class Order(NamedTuple):
     inputs: str
     base: str  # the named environment
     lines: tuple[str, ...]
-    python: Python
+    python: Python  # or node, if there is a lock
+    lock: NodeLock | None = None
+    registry: npm.Registry | None = None
 
 
 class Done(NamedTuple):
@@ -182,12 +186,17 @@ class Installs:
         self._installers: set[Installer] = set()  # at work
         self._turn = asyncio.Semaphore(config.packages.installs)
         self._adding = asyncio.Lock()
+        self._asking = asyncio.Lock()
+        self._node: tuple[Python, npm.Registry] | None = None  # and what its npm is told
 
     async def install(self, wish: Install) -> Installed | InstallFailed:
         """Answer one wish; never raises."""
         started = self.clock()
         try:
-            order = self._order(wish)
+            if wish.lock is not None:
+                order = await self._node_order(wish, wish.lock)
+            else:
+                order = self._order(wish)
             done = self._hit(order.inputs)
             if done is None:
                 # Whoever wishes the same meanwhile waits for the same build, and pays
@@ -226,7 +235,7 @@ class Installs:
             log=done.log[:4096],
         )
 
-    def _order(self, wish: Install) -> Order:
+    def _base(self, wish: Install) -> Environment:
         """Check what http has checked already: it may have been taken over."""
         base = self.config.environments.get(wish.environment)
         if not self.config.packages.requirements:
@@ -238,6 +247,31 @@ class Installs:
                 f"environment {wish.environment!r} is a directory of the operator's: "
                 "nothing can be added to it"
             )
+        return base
+
+    async def _node_order(self, wish: Install, lock: NodeLock) -> Order:
+        base = self._base(wish)
+        if base.packages:
+            raise PackageError(
+                f"environment {wish.environment!r} has packages for {base.interpreter}: those "
+                'for node go on top of one without, such as "default"'
+            )
+        name = node_interpreter(self.config)
+        if name is None:
+            raise PackageError("this server has no node")
+        async with self._asking:
+            if self._node is None:  # 0.6 s, once
+                command = self.config.interpreters[name].command[0]
+                node = await asyncio.to_thread(npm.find_node, command)
+                registry = await asyncio.to_thread(npm.discover, self.config.packages, os.environ)
+                self._node = node, registry
+        node, registry = self._node
+        asked = (f"# npm {wish.environment}", hashlib.sha256(lock.data).hexdigest())
+        inputs = environments.lock_hash("\n".join((*asked, *registry.identity)), node)
+        return Order(inputs, wish.environment, (), node, lock, registry)
+
+    def _order(self, wish: Install) -> Order:
+        base = self._base(wish)
         lines = requirements.parse("\n".join((*base.packages, *wish.lines)))
         python = self._python(self.config.interpreters[base.interpreter].command[0])
         asked = (f"# {wish.environment}", *lines)
@@ -252,7 +286,10 @@ class Installs:
 
     def _hit(self, inputs: str) -> Done | None:
         name, when = self._locks.get(inputs, ("", 0.0))
-        if name in self._kept and self.clock() - when < LOCK_SECONDS:
+        if name not in self._kept:
+            return None
+        # What was installed from a lock is what the lock says, for ever.
+        if name.startswith(NODE_PREFIX) or self.clock() - when < LOCK_SECONDS:
             return Done(name, 0.0, 0.0, "")
         return None
 
@@ -298,6 +335,8 @@ class Installs:
         self, installer: Installer, order: Order
     ) -> tuple[Path, Record, list[str]]:
         """In a thread. Raises :class:`PackageError`."""
+        if order.lock is not None and order.registry is not None:
+            return self._build_node(installer, order, order.lock, order.registry)
         started = time.monotonic()
         with environments.Workshop(self.directory, installer.uid) as workshop:
             lock = environments.make_lock(installer, workshop, order.python, order.lines)
@@ -324,6 +363,23 @@ class Installs:
                 said.append(f"installed them in {time.monotonic() - started:.2f} s")
             return target, record, said
 
+    def _build_node(
+        self, installer: Installer, order: Order, lock: NodeLock, registry: npm.Registry
+    ) -> tuple[Path, Record, list[str]]:
+        started = time.monotonic()
+        target = self.directory / (NODE_PREFIX + order.inputs)
+        with environments.Workshop(self.directory, installer.uid) as workshop:
+            reserved = environments.reserved_commands(self.config)
+            built, words = npm.install(installer, workshop, lock, registry, order.python, reserved)
+            record = environments.Record(
+                inputs=order.inputs, lock="", python=order.python, packages=()
+            )
+            environments.write_record(built, record)
+            built.rename(target)
+        seconds = time.monotonic() - started
+        said = [f"installed {lock.packages} packages of the lock in {seconds:.2f} s"]
+        return target, record, [*said, words[:1000]] if words else said
+
     @staticmethod
     def _name(base: str, lock: str, python: Python) -> str:
         return PREFIX + environments.lock_hash(f"# {base}\n{lock}", python)
@@ -336,6 +392,9 @@ class Installs:
                 self._kept[name].used = self.clock()
                 return
             base = self.config.environments[order.base]
+            if order.lock is not None:
+                node = node_interpreter(self.config) or base.interpreter
+                base = msgspec.structs.replace(base, interpreter=node, mode="", preload=())
             # One zygote waits: a lock that comes back finds it, and many locks cost little.
             mode = base.mode or self.config.interpreters[base.interpreter].mode
             # Never "fork": a client's packages get no template that others share.
@@ -378,6 +437,14 @@ class Installs:
             # One that waited for its turn meanwhile begins, and is ended in its turn.
             await asyncio.wait(self._building.values(), timeout=0.1)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def node_interpreter(config: Config) -> str | None:
+    """Name of the interpreter that is node."""
+    for name, interpreter in config.interpreters.items():
+        if os.path.basename(interpreter.command[0]) == "node":
+            return name
+    return None
 
 
 def _size_of(directory: Path) -> int:

@@ -162,6 +162,8 @@ def plan(
     entries += (File(f"{RUNTIME}/{name}", content) for name, content in runtime)
     if environment_dir:
         entries.append(Bind(environment_dir, ENVIRONMENT))
+        # Found by require() and import alike from /work upwards, after the job's own.
+        entries.append(Symlink("/node_modules", f"{ENVIRONMENT}/node_modules"))
     return tuple(entries)
 
 
