@@ -45,7 +45,12 @@ async function json(path, options) {
   }
 }
 
-export const info = () => json('/')
+/** Who serves there. early.js has asked already, of the server that the page came from. */
+export async function info() {
+  const asked = globalThis.firstAnswer
+  delete globalThis.firstAnswer
+  return (!connection.base && (await asked)) || json('/')
+}
 export const stats = () => json('/stats')
 export const environments = () => json('/environments')
 export const privacy = () => json('/privacy')

@@ -35,7 +35,7 @@ const quotaMeter = () => {
   const title = q ? `CPU budget: ${amount(left)} of ${amount(q.limit)} s left. Jobs: ${q.active_jobs} of ${q.max_active_jobs ?? '–'} running, ${q.jobs_this_hour ?? '–'} of ${q.max_jobs_per_hour ?? '–'} this hour` : 'CPU budget'
   // Same boxes in every state: nothing in the header may move.
   if (q && !q.enforced) {
-    return html`<span class="quota unlimited" key="unlimited" title="This server has no quota"><span class="quota-text">no quota</span>${meter(1)}</span>`
+    return html`<span class="quota unlimited" key="unlimited" title="This server has no quota"><span class="quota-text">no quota</span></span>`
   }
   return html`<span class="quota" key="quota" title=${title}>
     <span class="quota-text"><span class="wide-only">CPU budget </span><b>${q ? amount(left) : '–'}</b> / ${q ? amount(q.limit) : '–'} s</span>
@@ -111,6 +111,7 @@ const historyDialog = () => html`<${Dialog} title="Jobs of this tab" onClose=${c
 <//>`
 
 const words = (key) => key.replaceAll('_', ' ').replace(/^./, (c) => c.toUpperCase())
+  .replace(/^(Ipc|Uts|Pid)\b/, (name) => name.toUpperCase()).replace(/^Net\b/, 'Network').replace(/\bprivs$/, 'privileges')
 
 const isOn = (value) => value === true || value === 'on'
 

@@ -12,7 +12,7 @@ with open("summary.json", "w") as file:
     peak = max(y for _, y in wave)
     json.dump({"points": len(wave), "peak": peak}, file)
 
-points = " ".join(f"{6 * x},{100 - 80 * y}" for x, y in wave)
+points = " ".join(f"{6*x},{100 - 80*y}" for x, y in wave)
 with open("wave.svg", "w") as file:
     file.write(f"""\\
 <svg xmlns="http://www.w3.org/2000/svg"
@@ -40,7 +40,8 @@ print()
 print("this line went to stderr", file=sys.stderr)
 `
 
-const PYTHON_LIMIT = `# This one asks for more memory than it has. Watch how it ends.
+const PYTHON_LIMIT = `# This one asks for more memory than it has.
+# Watch how it ends.
 blocks = []
 for n in range(1, 100):
     blocks.append(bytearray(16 * 1024 * 1024))

@@ -19,6 +19,9 @@ export function seconds(s) {
   return two(Math.floor(s / 3600), 'h', Math.floor((s % 3600) / 60), 'min')
 }
 
+/** An estimate has no digits behind the point. */
+export const roughly = (s) => (s < 1 ? 'a second' : seconds(Math.round(s)).replace(/\.0+ s$/, ' s'))
+
 export function amount(n, digits = 1) {
   if (n == null || !Number.isFinite(n)) return '–'
   return Number(n.toFixed(n < 10 ? digits : 0)).toLocaleString('en', { maximumFractionDigits: digits })

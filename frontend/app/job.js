@@ -2,15 +2,16 @@
 
 import { computed, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
 import { ConfirmButton, menuItem, meter, popover } from './controls.js'
-import { amount, bytes, countdown, instant, seconds, visible } from './format.js'
+import { amount, bytes, countdown, instant, roughly, seconds, visible } from './format.js'
 import { html } from './html.js'
 import { icon } from './icons.js'
 import { LogView } from './logview.js'
 import { asCurl, asJobJson, asPython } from './manifest.js'
 import { Outputs } from './outputs.js'
+import { ui } from './source.js'
 import * as store from './store.js'
 import { clock, expiresIn, form, job, maximum } from './store.js'
-import { headline, raiseLabel, remedy } from './verdict.js'
+import { evidence, headline, raiseLabel, remedy } from './verdict.js'
 
 export const mood = computed(() => {
   if (job.active) return 'running'
@@ -60,19 +61,20 @@ function uploadDetail() {
 
 function queueDetail() {
   if (job.phase !== 'queued' || !job.position) return ''
-  return `#${job.position}${job.eta ? `, about ${seconds(job.eta)}` : ''}`
+  return `#${job.position}${job.eta ? `, about ${roughly(job.eta)}` : ''}`
 }
 
 const stepper = () => {
   const at = ORDER[job.phase], times = durations()
   const details = [uploadDetail(), queueDetail(), '', '']
   const neverRan = job.phase === 'done' && job.timeline.started == null
+  const isUnknown = job.phase === 'gone' && job.timeline.submitted == null // a link to what is no longer there
   return html`<ol class="steps" aria-label="Progress">${['Upload', 'Queue', 'Run', 'Outputs'].map((name, i) => {
-    const state = i < at ? (neverRan && i === 2 ? 'skipped' : 'done') : i === at ? 'now' : 'later'
+    const state = isUnknown ? 'later' : i < at ? (neverRan && i >= 2 ? 'unreached' : 'done') : i === at ? 'now' : 'later'
     const share = i === 0 && job.phase === 'uploading' && job.upload.total ? job.upload.sent / job.upload.total : null
     return html`<li key=${name} class=${['step', state, i === 2 && state === 'done' ? mood.value : '']} aria-current=${state === 'now' ? 'step' : null}>
       <span class="step-bar">${html`<i style=${share != null ? { transform: `scaleX(${share})` } : null}></i>`}</span>
-      <span class="step-name">${name}</span><span class="step-time">${details[i] || (times[i] != null && at >= i ? seconds(times[i]) : '')}</span>
+      <span class="step-name">${name}</span><span class="step-time">${details[i] || (state === 'unreached' ? '' : times[i] != null && at >= i ? seconds(times[i]) : '')}</span>
     </li>`
   })}</ol>`
 }
@@ -90,7 +92,8 @@ const limitText = { cpu_seconds: (v) => `${amount(v)} s`, timeout: (v) => `${amo
 
 const usage = () => html`<dl class="usage">${USAGE.map(([label, key, read, write, reason]) => {
   const limit = job.limits[key] ?? store.defaults.value?.[key]
-  let value = job.phase === 'done' || job.phase === 'gone' ? read(job.meta) : null
+  const isMeasured = ['done', 'gone'].includes(job.phase) && job.timeline.started != null
+  let value = isMeasured ? read(job.meta) : null
   if (job.phase === 'running' || job.phase === 'collecting') {
     if (key === 'timeout' && job.timeline.started) value = Math.max(0, (clock.value - instant(job.timeline.started)) / 1000)
     else value = read(job.meta) || null
@@ -99,7 +102,7 @@ const usage = () => html`<dl class="usage">${USAGE.map(([label, key, read, write
   const over = job.exit_reason === reason
   return html`<div key=${label} class=${{ over }}>
     <dt>${label}</dt>
-    <dd><b>${known ? write(value) : '–'}</b>${limit != null && html`<span> / ${limitText[key](limit)}</span>`}</dd>
+    <dd><b>${known ? write(value) : '–'}</b>${limit != null && html`<span><span class="offscreen"> of </span>${limitText[key](limit)}</span>`}</dd>
     ${meter(known && limit ? (over ? 1 : value / limit) : 0, over ? 'bad' : known && value / limit > 0.85 ? 'warning' : '')}
   </div>`
 })}</dl>`
@@ -111,14 +114,28 @@ function raise({ key, to }) {
   store.run()
 }
 
+// Where a wrong requirement is mended, if its file is still in the workspace.
+function requirementsFile() {
+  const path = job.manifest?.requirements
+  return job.exit_reason === 'dependency_error' && !job.readonly && store.paths.value.includes(path) ? path : ''
+}
+
+function openList(path) {
+  ui.tab = 'code'
+  store.openFile(path, 1)
+}
+
 const verdict = () => {
   if (job.phase !== 'done' || job.status !== 'failed') return null
   const suggestion = remedy(job, maximum.value)
   const canRaise = suggestion?.to && !job.readonly && store.paths.value.length > 0
-  if (!job.evidence.length && !job.advice && !suggestion) return null
+  const facts = evidence(job)
+  const list = requirementsFile()
+  if (!facts.length && !job.advice && !suggestion && !list) return null
   return html`<div class=${['verdict', mood.value]}>
-    ${job.evidence.length > 0 && html`<ul class="evidence" aria-label="Evidence">${job.evidence.map((fact) => html`<li><code>${visible(fact)}</code></li>`)}</ul>`}
+    ${facts.length > 0 && html`<ul class="evidence" aria-label="Evidence">${facts.map((fact) => html`<li><code>${fact.split('\n').map(visible).join('\n')}</code></li>`)}</ul>`}
     ${job.advice && !canRaise && html`<p>${visible(job.advice)}</p>`}
+    ${list && html`<button type="button" class="button" onClick=${() => openList(list)}>${icon('file')}<span>Open <bdi>${visible(list)}</bdi></span></button>`}
     ${suggestion && !suggestion.to && !job.advice && html`<p>That is already the most that this server gives.</p>`}
     ${canRaise && html`<button type="button" class="button" onClick=${() => raise(suggestion)}>${icon('up')}<span>${raiseLabel(suggestion)} and run again</span></button>`}
   </div>`

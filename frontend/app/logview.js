@@ -12,6 +12,8 @@ import { ui } from './source.js'
 
 const OVERSCAN = 12
 const LABELS = { stderr: 'err', system: 'sys', gap: '···', stdout: '' }
+const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? '⌘' : 'Ctrl'
+const HINTS = [['Run', COMMAND, '↵'], ['Stop', COMMAND, '.'], ['Search the log', '/'], ['All keys', '?']]
 
 /** Columns that a text takes: East Asian wide characters take two. */
 function columns(text) {
@@ -194,15 +196,19 @@ export const LogView = {
 
     const link = () => {
       if (!store.job.active || !store.job.id) return null
-      return store.job.link === 'reconnecting'
+      return store.job.link === 'reconnecting' || store.server.reach === 'offline'
         ? html`<span class="live off" role="status"><i></i>reconnecting</span>`
         : html`<span class="live"><i></i>live</span>`
     }
 
+    const hints = () => html`<dl class="hints">${HINTS.map(([what, ...keys]) => html`<div key=${what}>
+      <dt>${what}</dt><dd>${keys.map((key) => html`<kbd>${key}</kbd>`)}</dd></div>`)}</dl>`
+
     const emptyText = () => {
       const { phase } = store.job
       if (phase === 'none') return 'The log of the next run appears here, live.'
-      if (phase === 'gone' && !total.value) return 'Nothing is left of this job.'
+      if (phase === 'gone' && !total.value) return 'Nothing is left of this job: it was deleted, or its time was up. No copy is kept anywhere.'
+      if (['dependency_error', 'upload_error'].includes(store.job.exit_reason)) return 'It was never started, so it printed nothing.'
       return store.job.active ? 'Waiting for the first line…' : 'The job printed nothing.'
     }
 
@@ -234,7 +240,7 @@ export const LogView = {
         <div class="log-frame">
           <div ref=${scroller} class=${['log-scroll', { wrap: options.wrap }]} role="log" aria-live="off" aria-label="Output of the job" tabindex="0" onScroll=${onScroll} onKeydown=${onLogKey}>
             <span ref=${probe} class="probe" aria-hidden="true">0123456789</span>
-            ${isEmpty ? html`<p class="log-empty">${emptyText()}</p>`
+            ${isEmpty ? html`<div class="log-empty"><p>${emptyText()}</p>${store.job.phase === 'none' && hints()}</div>`
               : html`<div class="log-all" style=${{ height: `${rows * view.row}px`, '--digits': Math.max(4, String(total.value).length) }}>
                   <div class="log-window" style=${{ transform: `translateY(${top * view.row}px)` }}>${visibleLines}</div>
                 </div>`}

@@ -26,6 +26,13 @@ watch(mood, (now) => {
   if (now === 'running') store.spoken.value = 'The job has started'
 })
 
+// Where the panes stand below each other, a run leads to its results.
+watch(() => store.job.phase, (now) => {
+  if (!['packing', 'uploading'].includes(now) || !matchMedia('(max-width: 899px)').matches) return
+  const calm = matchMedia('(prefers-reduced-motion: reduce)').matches
+  document.querySelector('.pane.job').scrollIntoView({ block: 'start', behavior: calm ? 'auto' : 'smooth' })
+})
+
 // ── whole-page drop, paste, keys ─────────────────────────────────────────────
 
 const isOver = ref(false)

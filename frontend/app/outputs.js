@@ -226,7 +226,7 @@ export const Outputs = {
         <input type="checkbox" aria-label=${`Choose ${visible(file.path)}`} checked=${chosen.has(file.path)} onChange=${() => toggle(file.path)} disabled=${isGone.value} />
         <button type="button" class="row-main" aria-current=${file.path === current.value ? 'true' : null} title=${visible(file.path)} onClick=${() => { current.value = file.path }}>
           ${icon(iconOf(file))}
-          <bdi>${slash > 0 && html`<span class="dir">${visible(file.path.slice(0, slash))}</span>`}${visible(file.path.slice(slash))}</bdi>
+          <bdi class="path">${slash > 0 && html`<span class="dir">${visible(file.path.slice(0, slash))}</span>`}<span class="base">${visible(file.path.slice(slash))}</span></bdi>
           <small>${bytes(file.size_bytes)}</small>
         </button>
         <button type="button" class="row-action" aria-label=${`Download ${visible(file.path)}`} title="Download" disabled=${isGone.value} onClick=${() => downloadOne(file)}>${icon('download', 14)}</button>
@@ -237,7 +237,7 @@ export const Outputs = {
       const list = files.value
       if (!list.length && !skipped.value.length) {
         return html`<section class="outputs none" key="none" aria-label="Outputs"><p class="quiet-state">${
-          { done: 'The job left no files behind.', gone: 'The log above is in this tab only.' }[job.phase] ?? 'Files that the job makes appear here.'}</p></section>`
+          { done: 'The job left no files behind.', gone: store.log.value.lines.length ? 'The log above is in this tab only.' : 'There are no files either.' }[job.phase] ?? 'Files that the job makes appear here.'}</p></section>`
       }
       const some = list.filter((file) => chosen.has(file.path))
       return html`<section class="outputs" key="files" aria-label="Outputs">

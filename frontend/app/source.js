@@ -263,6 +263,9 @@ const statusLine = () => {
 
 const notices = () => {
   const list = []
+  if (job.readonly && work.pristine) {
+    list.push(html`<div class="notice plain" key="shared">${icon('eye')}<p>The link shows the job, not its source. This is a workspace of your own.</p></div>`)
+  }
   if (secrets.value.length) {
     list.push(html`<div class="notice warning" key="secrets" role="status">${icon('warning')}
       <p>${secrets.value.length === 1 ? html`<b>${visible(secrets.value[0])}</b> may hold a secret.` : html`<b>${plural(secrets.value.length, 'file')}</b> may hold secrets: ${secrets.value.slice(0, 3).map(visible).join(', ')}${secrets.value.length > 3 ? '…' : ''}`}</p>
@@ -439,7 +442,7 @@ const refused = () => {
   const left = until ? Math.max(0, (until - clock.value) / 1000) : 0
   return html`<div class=${['notice', status === 429 ? 'warning' : 'bad', 'refusal']} role="alert">
     ${icon(status === 429 ? 'clock' : status === 0 ? 'offline' : 'warning')}
-    <p><b>${{ 429: 'Not yet', 413: 'Too large', 0: 'Not sent' }[status] ?? 'Not accepted'}</b> ${visible(message)}</p>
+    <p><b>${{ 429: 'Not yet', 413: 'Too large', 0: 'Not sent' }[status] ?? 'Not accepted'}.</b> ${visible(message).replace(/^./, (c) => c.toUpperCase())}</p>
     ${until > 0 && (left > 0
       ? armed ? html`<span class="count-down">runs in ${countdown(left)}</span>`
         : html`<button type="button" class="button small" onClick=${arm}>Run in ${countdown(left)}</button>`

@@ -415,6 +415,7 @@ export async function run() {
     return
   }
   refusal.value = null
+  const before = { ...job }, linesBefore = log.value
   forgetJob()
   const sent = manifest.value
   job.title = entrypoint.value || paths.value[0]
@@ -429,8 +430,16 @@ export async function run() {
     remember(answer, sent)
     follow(answer.job_id, { viewId: answer.view_id })
   } catch (error) {
+    // Nothing has begun: what the last job said stays where it was.
     forgetJob()
     if (error.name !== 'AbortError') refuse(error)
+    if (before.phase !== 'none') {
+      Object.assign(job, before)
+      log.value = linesBefore
+      logVersion.value++
+    }
+    clearTimeout(clockTimer)
+    tick()
   }
 }
 

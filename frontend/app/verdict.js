@@ -46,6 +46,10 @@ export function headline(job) {
   return PLAIN[reason] ?? (job.status === 'completed' ? 'Completed' : 'Failed')
 }
 
+/** What was measured, without what the headline says already. */
+export const evidence = ({ exit_reason: reason, evidence: facts }) =>
+  (reason === 'nonzero_exit' ? facts.filter((fact) => !/^exit status \d+$/.test(fact)) : facts)
+
 const nice = (key, value) => (key === 'memory_mb' ? Math.ceil(value / 64) * 64 : Math.ceil(value))
 
 /** {key, from, to}: raise it; {key, from, to: null}: it is at the maximum; null: not a limit's doing. */
