@@ -5,6 +5,7 @@
     python -m bench [--quick] [--only NAME,...]     all of issue 3's figures, as root
     python -m bench.load URL --jobs N --clients C   a load generator for any server
     python -m bench.soak [--minutes N]              a mixed load that must leave nothing
+    python -m bench.page [--samples N]              the page in real Chromium, click to result
 
 How to read the figures. Absolute times drift by tens of per cent from run to run on
 a virtual machine, ratios do not: so every latency sample of ours stands between

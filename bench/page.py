@@ -67,7 +67,7 @@ SEEN: Final = """async (name) => {
 AFTER_CLICK: Final = ("log", "verdict", "files", "preview")
 
 
-def open_page(browser: Browser, url: str) -> Page:
+def open_page(browser: Browser) -> Page:
     """A page with an empty cache and its observer, not yet anywhere."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.add_init_script(WATCH)
@@ -76,7 +76,7 @@ def open_page(browser: Browser, url: str) -> Page:
 
 def visit(browser: Browser, url: str, figures: dict[str, list[float]]) -> Page:
     """Twice: with an empty cache, and again. The page that is open then."""
-    page = open_page(browser, url)
+    page = open_page(browser)
     page.goto(url)
     figures["interactive, nothing cached"].append(page.evaluate(SEEN, "interactive"))
     page.reload()
@@ -95,7 +95,7 @@ def run_example(page: Page, figures: dict[str, list[float]]) -> None:
 
 def weight(browser: Browser, url: str) -> int:
     """Bytes of the whole page as they come over the wire."""
-    page = open_page(browser, url)
+    page = open_page(browser)
     sizes: list[int] = []
     page.on("requestfinished", lambda request: sizes.append(request.sizes()["responseBodySize"]))
     page.goto(url)

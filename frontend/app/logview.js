@@ -240,7 +240,7 @@ export const LogView = {
         <div class="log-frame">
           <div ref=${scroller} class=${['log-scroll', { wrap: options.wrap }]} role="log" aria-live="off" aria-label="Output of the job" tabindex="0" onScroll=${onScroll} onKeydown=${onLogKey}>
             <span ref=${probe} class="probe" aria-hidden="true">0123456789</span>
-            ${isEmpty ? html`<div class="log-empty"><p>${emptyText()}</p>${store.job.phase === 'none' && hints()}</div>`
+            ${isEmpty ? html`<div class="log-empty"><p key=${emptyText()}>${emptyText()}</p>${store.job.phase === 'none' && hints()}</div>`
               : html`<div class="log-all" style=${{ height: `${rows * view.row}px`, '--digits': Math.max(4, String(total.value).length) }}>
                   <div class="log-window" style=${{ transform: `translateY(${top * view.row}px)` }}>${visibleLines}</div>
                 </div>`}

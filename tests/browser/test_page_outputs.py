@@ -1,5 +1,6 @@
 """What a job hands back: previews, downloads, and when it is gone."""
 
+import base64
 import io
 import json
 import re
@@ -8,6 +9,9 @@ import zipfile
 
 import pytest
 from playwright.sync_api import expect
+
+from sandrun import config
+from sandrun.pool import environments
 
 FILES = r"""
 import json, os, struct, zlib
@@ -78,6 +82,55 @@ open("page.pdf", "wb").write(b"%PDF-1.1\n1 0 obj<</Type/Catalog/Pages 2 0 R>>end
     )
     page.look_at("page.pdf")
     expect(page.preview.locator("iframe")).to_have_attribute("src", re.compile("^blob:"))
+
+
+RECORD = """async () => {
+  const canvas = Object.assign(document.createElement('canvas'), { width: 64, height: 48 })
+  const context = canvas.getContext('2d')
+  const recorder = new MediaRecorder(canvas.captureStream(30), { mimeType: 'video/webm' })
+  const stopped = new Promise((done) => { recorder.ondataavailable = (event) => done(event.data) })
+  recorder.start()
+  for (let frame = 0; frame < 10; frame++) {
+    context.fillStyle = frame % 2 ? 'teal' : 'orange'
+    context.fillRect(0, 0, 64, 48)
+    await new Promise(requestAnimationFrame)
+  }
+  recorder.stop()
+  const bytes = new Uint8Array(await (await stopped).arrayBuffer())
+  return btoa(String.fromCharCode(...bytes))
+}"""
+
+
+def test_a_video_can_be_watched(page, tmp_path):
+    """The browser records a film, a job makes its own of it, and the page plays that."""
+    (tmp_path / "input.webm").write_bytes(base64.b64decode(page.raw.evaluate(RECORD)))
+    (tmp_path / "main.py").write_text("import shutil\nshutil.copyfile('input.webm', 'film.webm')\n")
+    page.raw.get_by_label("Choose files").set_input_files(
+        [tmp_path / "input.webm", tmp_path / "main.py"]
+    )
+    page.run()
+    expect(page.outputs).to_have_text(["film.webm"])
+    video = page.preview.locator("video")
+    assert video.evaluate("(e) => e.play().then(() => [e.videoWidth, e.videoHeight])") == [64, 48]
+
+
+def test_the_matplotlib_example_draws_a_png(open_page, start_server, tmp_path):
+    """A real environment with the real package, if an index can be reached from here."""
+    toml = (
+        f'[pool]\nready = 1\nenvironments_dir = "{tmp_path}"\n[rate_limit]\nenabled = false\n'
+        '[environments.default]\n[environments.plot]\npackages = ["matplotlib"]\n'
+    )
+    infos = environments.ensure(config.parse(toml), lambda *_: None)[1]
+    if fault := next(info.fault for info in infos if info.name == "plot"):
+        pytest.skip(f"matplotlib cannot be installed: {fault[:200]}")
+    page = open_page(start_server(toml).url)
+    page.is_ready()
+    page.example("Python: a matplotlib plot")
+    page.run()
+    page.look_at("plot.png")
+    image = page.preview.locator("img")
+    assert image.evaluate("(e) => e.decode().then(() => e.naturalWidth)") == 1280
+    assert page.log_lines() == ["saved plot.png"]
 
 
 def test_hostile_names_are_shown_as_text_and_can_still_be_downloaded(page):

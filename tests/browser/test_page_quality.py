@@ -94,8 +94,26 @@ def test_nothing_moves_while_the_page_loads_or_a_job_succeeds(open_page, server)
     page.is_ready()
     assert page.raw.evaluate("shifts") == []
     page.run()  # the example as it is: a changed text would move its own words
-    total = sum(value for value, _ in page.raw.evaluate("shifts"))
-    assert total < 0.01, page.raw.evaluate("shifts")
+    expect(page.preview.locator("img")).to_be_visible()
+    assert page.raw.evaluate("shifts") == []
+
+
+def test_on_a_phone_a_run_leads_to_its_results_and_cancel_stays_in_reach(open_page, server):
+    page = open_page(server.url, width=360, height=740, theme="light")
+    page.is_ready()
+    page.button("Examples").click()
+    for item in page.raw.locator(".menu-item").all():
+        box = item.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+    page.raw.keyboard.press("Escape")
+    page.write("import time\nprint('begun', flush=True)\ntime.sleep(100)\n")
+    page.button(re.compile("^Run")).click()
+    expect(page.log).to_contain_text("begun")
+    expect(page.headline).to_be_in_viewport()
+    expect(page.button("Cancel")).to_be_in_viewport()
+    page.button("Cancel").click()
+    page.ended("Cancelled")
 
 
 def test_a_strict_policy_is_sent_and_kept(page, server):

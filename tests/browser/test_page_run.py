@@ -81,6 +81,7 @@ def test_tab_indents_and_enter_keeps_the_indentation(page):
 def test_a_failed_program_shows_its_code_and_the_traceback_leads_to_the_line(page):
     page.run("def f():\n    raise ValueError('deep')\n\nf()\n", "Failed with exit code 1")
     expect(page.log).to_contain_text("ValueError: deep")
+    expect(page.raw.locator(".verdict")).to_have_count(0)  # the headline has said it all
     page.raw.locator(".log .frame").last.click()
     selected = page.raw.evaluate(
         "() => { const a = document.querySelector('.code textarea'); return a.value.slice(a.selectionStart, a.selectionEnd) }"
@@ -114,6 +115,25 @@ def test_over_the_wall_time_limit(page):
         "Stopped: it ran longer than 1 s",
     )
     expect(page.button("Raise wall time to 4 s and run again")).to_be_visible()
+
+
+def test_a_requirement_that_cannot_be_had_is_told_and_its_file_is_one_click_away(page):
+    page.button("Open files").click()
+    page.raw.locator("#new-file").fill("requirements.txt")
+    page.raw.keyboard.press("Enter")
+    expect(page.raw.locator(".row.current")).to_contain_text("requirements.txt")
+    page.write("no-such-thing-anywhere==99\n")
+    page.settings()
+    page.raw.get_by_label("Requirements file").fill("requirements.txt")
+    page.code()
+    page.raw.locator(".row-main", has_text="main.py").click()
+    page.run(headline="Not started: a requirement could not be installed")
+    expect(page.raw.locator(".evidence li").first).not_to_be_empty()
+    expect(page.raw.get_by_text("It was never started, so it printed nothing.")).to_be_visible()
+    expect(page.raw.locator(".step.unreached .step-name")).to_have_text(["Run", "Outputs"])
+    expect(page.raw.locator(".usage b")).to_have_text(["–"] * 5)
+    page.button("Open requirements.txt").click()
+    expect(page.raw.locator(".code textarea")).to_have_value("no-such-thing-anywhere==99\n")
 
 
 def test_a_running_job_can_be_cancelled_and_its_log_stays(page):

@@ -38,8 +38,18 @@ def test_a_view_link_opens_elsewhere_and_can_look_but_not_cancel(page, open_page
     page.ended("Cancelled")
     other.ended("Cancelled")
     expect(other.outputs).to_have_text(["a.txt"])
+    expect(other.raw.get_by_text("The link shows the job, not its source.")).to_be_visible()
     other.button("Download all").click()
     expect(other.raw.get_by_text("nothing is deleted")).to_be_visible()
+
+
+def test_a_link_to_a_job_that_is_gone_says_so_and_makes_nothing_up(open_page, server):
+    page = open_page(f"{server.url}#view=view_{'A' * 32}")
+    expect(page.headline).to_have_text("No longer on the server")
+    expect(page.raw.get_by_text("Nothing is left of this job")).to_be_visible()
+    expect(page.raw.locator(".step.later")).to_have_count(4)
+    expect(page.raw.locator(".usage b")).to_have_text(["–"] * 5)
+    page.is_ready()
 
 
 def test_the_secret_stays_behind_the_hash(page):
@@ -121,7 +131,9 @@ print("spent")
     page.write("print('refilled')\n")
     page.start()
     alert = page.raw.get_by_role("alert")
-    expect(alert).to_contain_text("Not yet")
+    expect(alert).to_contain_text("Not yet. Your quota")
+    expect(page.headline).to_have_text("Completed")  # of the last job, which is still there
+    expect(page.log).to_contain_text("spent")
     page.button(re.compile("^Run in ")).click()
     expect(alert).to_contain_text("runs in")
     page.ended()
