@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import bare, edge, jobs, node, peers, zygotes
+from bench import bare, edge, installs, jobs, node, peers, zygotes
 from bench.client import Blocking, request
 from bench.jobs import TRUE, Job
 from bench.load import Load, Outcome
@@ -545,5 +545,6 @@ SUITES: dict[str, Callable[[Setting], None]] = {
     "scale": scale,
     "idle": idle,
     "edge": edge.edge,
+    "installs": installs.installs,
     "peers": others,
 }

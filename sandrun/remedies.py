@@ -21,35 +21,55 @@ _MISSING: Final = re.compile(
     re.MULTILINE | re.ASCII,
 )
 
+# CommonJS, then ES modules. A path (./x, /work/x) is the job's own and starts otherwise.
+_MISSING_NODE: Final = re.compile(
+    r"Cannot find (?:module|package) '((?:@[a-z0-9_~-][a-z0-9._~-]{0,63}/)?"
+    r"[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,127})(?:/[^'\n]{0,256})?'",
+    re.ASCII,
+)
+
 # Modules whose distribution has another name; all others are called as they are.
 DISTRIBUTIONS: Final = {
     "Bio": "biopython",
     "Crypto": "pycryptodome",
-    "MySQLdb": "mysqlclient",
     "OpenSSL": "pyOpenSSL",
     "PIL": "pillow",
+    "MySQLdb": "mysqlclient",
+    "OpenGL": "PyOpenGL",
+    "Levenshtein": "python-Levenshtein",
     "attr": "attrs",
     "bs4": "beautifulsoup4",
+    "Cryptodome": "pycryptodomex",
+    "cairo": "pycairo",
     "cv2": "opencv-python-headless",
     "dateutil": "python-dateutil",
     "docx": "python-docx",
     "dotenv": "python-dotenv",
+    "faiss": "faiss-cpu",
     "fitz": "PyMuPDF",
     "git": "GitPython",
     "igraph": "python-igraph",
     "jose": "python-jose",
     "jwt": "PyJWT",
+    "kafka": "kafka-python",
+    "ldap": "python-ldap",
     "magic": "python-magic",
+    "markdown": "Markdown",
     "mpl_toolkits": "matplotlib",
     "pkg_resources": "setuptools",
     "pptx": "python-pptx",
     "psycopg2": "psycopg2-binary",
     "pylab": "matplotlib",
+    "pythonjsonlogger": "python-json-logger",
+    "ruamel": "ruamel.yaml",
     "serial": "pyserial",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "slugify": "python-slugify",
+    "socks": "PySocks",
+    "telegram": "python-telegram-bot",
     "usb": "pyusb",
+    "websocket": "websocket-client",
     "yaml": "PyYAML",
     "zmq": "pyzmq",
 }
@@ -62,14 +82,16 @@ def remedy_for(
     *,
     requirements: bool = True,
 ) -> str | None:
-    """What to change in the manifest after a ``ModuleNotFoundError``, or None.
+    """What to change in the manifest after a ``ModuleNotFoundError`` of Python or a
+    ``Cannot find module`` of node, or None.
 
     ``current``: the environment that the job ran in. ``requirements``: whether
     this server installs what a job asks for.
     """
-    found = _MISSING.findall(stderr_tail[-TAIL_CHARACTERS:])
+    tail = stderr_tail[-TAIL_CHARACTERS:]
+    found = _MISSING.findall(tail)
     if not found:
-        return None
+        return _for_node(tail, requirements=requirements)
     module = found[-1].split(".")[0]  # the last one ended the program
     if module in sys.stdlib_module_names:
         return None
@@ -89,6 +111,19 @@ def remedy_for(
     if not ways:
         return f"the package {name} is not installed here; no environment of this server has it"
     return f"the module {module} is not there: {', or '.join(ways)}"
+
+
+def _for_node(tail: str, *, requirements: bool) -> str | None:
+    found = _MISSING_NODE.findall(tail)
+    if not found:
+        return None
+    name = found[-1]
+    if not requirements:
+        return f"the package {name} is not installed here"
+    return (
+        f'the module {name} is not there: run "npm install {name}", send package.json and '
+        'package-lock.json along, and set "requirements": "package.json"'
+    )
 
 
 def _has(info: EnvironmentInfo, name: str) -> bool:

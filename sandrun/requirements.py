@@ -8,6 +8,7 @@ again from what was understood; everything else is refused with its line named.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Final
 
@@ -75,12 +76,18 @@ def _clean(number: int, line: str) -> str:
             number, line, "URLs and paths are not taken, only names and versions of the index"
         )
     try:
-        requirement = Requirement(line)
+        return _normalised(line)
     except (InvalidRequirement, RecursionError) as error:
         why = str(error).splitlines()[0] if str(error) else "too deep"
         raise RequirementsError(number, line, f"not a requirement: {why}") from error
+
+
+# 0.1 ms a line with a marker: the same lines come again with every job that has them.
+@functools.lru_cache(maxsize=2048)  # at most 2 MiB, most lines are short
+def _normalised(line: str) -> str:
+    requirement = Requirement(line)
     if requirement.url:
-        raise RequirementsError(number, line, "URLs and paths are not taken")
+        raise InvalidRequirement("URLs and paths are not taken")
     return str(requirement)
 
 

@@ -83,3 +83,43 @@ def test_hostile_output_never_fails_and_never_gets_into_the_text(noise, name):
         assert text.isascii()
         assert "\n" not in text
         assert len(text) < 500
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("cv2", "opencv-python-headless"),
+        ("PIL.Image", "pillow"),
+        ("sklearn.svm", "scikit-learn"),
+        ("yaml", "PyYAML"),
+        ("bs4", "beautifulsoup4"),
+        ("ruamel.yaml", "ruamel.yaml"),
+    ],
+)
+def test_the_well_known_ones_are_named_as_the_index_has_them(module, name):
+    assert f'a line "{name}"' in remedy_for(traceback(module), ())
+
+
+@pytest.mark.parametrize(
+    ("said", "name"),
+    [
+        ("Error: Cannot find module 'left-pad'", "left-pad"),
+        ("Error: Cannot find module 'left-pad/lib/x'", "left-pad"),
+        ("Error: Cannot find module '@a/b/c'", "@a/b"),
+        (
+            "Error [ERR_MODULE_NOT_FOUND]: Cannot find package '@a/b' imported from /work/x.mjs",
+            "@a/b",
+        ),
+    ],
+)
+def test_a_module_that_node_cannot_find_leads_to_its_lock(said, name):
+    text = f"node:internal/modules/cjs/loader:1210\n  throw err;\n\n{said}\nRequire stack:\n"
+    remedy = remedy_for(text, ENVIRONMENTS)
+    assert f'"npm install {name}"' in remedy
+    assert '"requirements": "package.json"' in remedy
+    assert "requirements" not in remedy_for(text, ENVIRONMENTS, requirements=False)
+
+
+@pytest.mark.parametrize("path", ["./x", "/work/x.js", "../up", "a b", "$(id)"])
+def test_a_file_of_the_jobs_own_needs_no_package(path):
+    assert remedy_for(f"Error: Cannot find module '{path}'", ENVIRONMENTS) is None
