@@ -3,7 +3,7 @@ as: root of the spawner's user namespace (a fork of the spawner) at first, a job
 limits and filter at the end. I/O.
 
 A compiled PID 1 has no Python to fork from, so it asks for a process in its own
-namespaces. The request is three bytes and descriptors; what there is to do comes
+namespaces, over a socket that it shares with nobody, and may do so once per operation. The request is three bytes and descriptors; what there is to do comes
 later, over the socket that the child has, when it is confined like any process of
 the job. So we read nothing that a sandbox wrote but a letter and two counts, and do
 nothing for it but a fork: with the namespaces that the descriptor of a process
@@ -22,27 +22,30 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import msgspec
 
 from sandrun import globs
+from sandrun.channel import close_all
 from sandrun.job import JobSpec, encode_index
 from sandrun.messages import Dispatch
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, PR, SECBITS_LOCKED
 from sandrun.pool.native.launcher import NAMESPACES
 from sandrun.pool.zygote import boot, child, collect, resolve
-from sandrun.pool.zygote.serve import MAX_OUTPUT_FILES
+from sandrun.pool.zygote.serve import INDEX_ROOM, MAX_OUTPUT_FILES
 
 NAME: Final = "sandrun-assist"
 UNPACK: Final = ord("U")
 COLLECT: Final = ord("C")
 MAX_FDS: Final = 24
 REQUEST_MAX_BYTES: Final = 256 * 1024
+SNAPSHOT_MAX_BYTES: Final = INDEX_ROOM
 
 
 class _Group:
@@ -80,7 +83,8 @@ class _Collect(msgspec.Struct, frozen=True):
 
     spec: JobSpec
     placed: Placed = []
-    snapshot: int = 0  # bytes of it, behind the room for outputs
+    # Bytes of it, behind the room for outputs.
+    snapshot: Annotated[int, msgspec.Meta(ge=0, le=SNAPSHOT_MAX_BYTES)] = 0
 
 
 _decode_dispatch: Final = msgspec.msgpack.Decoder(Dispatch).decode
@@ -96,19 +100,59 @@ def start(server: socket.socket, plan: boot.Plan) -> int:
     try:
         libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
         libc.set_name(NAME)
-        while True:
-            serve_one(server, plan)
+        serve(server, plan)
     finally:
         os._exit(1)
 
 
-def serve_one(server: socket.socket, plan: boot.Plan) -> None:
-    """Answer one request by a process, or not at all: its PID 1 sees the end of a socket."""
-    # recv_fds ignores flags on 3.11, and what is inheritable would leak: K1 executes nothing.
-    data, fds, flags, _ = socket.recv_fds(server, 16, MAX_FDS)
+def serve(server: socket.socket, plan: boot.Plan) -> None:
+    """Hear of PID 1s from ``server`` and answer each, until the spawner is gone."""
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    clients: dict[int, Client] = {}
+    while True:
+        for fd, _ in poll.poll():
+            if fd != server.fileno():
+                if not clients[fd].answer(plan):
+                    poll.unregister(fd)
+                    clients.pop(fd).socket.close()
+                continue
+            # What is inheritable leaks into nothing: we execute nothing.
+            data, fds, *_ = socket.recv_fds(server, 1, 1)
+            if not data:
+                return
+            for ours in fds:
+                clients[ours] = Client(socket.socket(fileno=ours))
+                poll.register(ours, select.POLLIN)
+
+
+class Client:
+    """One PID 1. It may have been taken over, and then asks whatever it likes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        sock.setblocking(False)
+        self._left = {UNPACK, COLLECT}  # a job needs each once
+
+    def answer(self, plan: boot.Plan) -> bool:
+        """Answer one request, if there is one. False: there will be no more."""
+        try:
+            data, fds, flags, _ = socket.recv_fds(self.socket, 16, MAX_FDS)
+        except BlockingIOError:
+            return True
+        except OSError:  # reset: it died with something unread
+            return False
+        if not data or data[0] not in self._left or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            close_all(fds)
+            return False
+        self._left.discard(data[0])
+        _answer(data, fds, plan)
+        return bool(self._left)
+
+
+def _answer(data: bytes, fds: list[int], plan: boot.Plan) -> None:
+    """By a process, or not at all: its PID 1 sees the end of a socket."""
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            return
         try:
             request = _Request(data, fds)
         except (ValueError, StopIteration, RuntimeError):
@@ -123,8 +167,7 @@ def serve_one(server: socket.socket, plan: boot.Plan) -> None:
             _enter(request, plan)
         os.waitpid(pid, 0)
     finally:
-        for fd in fds:
-            os.close(fd)
+        close_all(fds)
 
 
 def _enter(request: _Request, plan: boot.Plan) -> NoReturn:
@@ -140,6 +183,7 @@ def _enter(request: _Request, plan: boot.Plan) -> NoReturn:
 
 def _tell(go: int, error: OSError) -> None:
     with contextlib.suppress(OSError):
+        os.set_blocking(go, False)  # it may be anything, a full pipe for example
         os.write(go, msgspec.json.encode(("assist", error.errno or 0, str(error))))
 
 

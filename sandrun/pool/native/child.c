@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -17,7 +18,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { CANNOT_EXECUTE = 126, NOT_FOUND = 127, ORDER_MAX = 256 * 1024, KEPT_FROM = 4 };
+enum {
+    CANNOT_EXECUTE = 126,
+    NOT_FOUND = 127,
+    ORDER_MAX = 256 * 1024,
+    KEPT_FROM = 4,
+    READY_TIMEOUT_MS = 60 * 1000, /* while a job runs, nothing else ends such a wait */
+};
 
 int job_ruleset = -1;
 static struct bytes child_filter; /* of the child that is being made */
@@ -340,6 +347,10 @@ static _Noreturn void fail_as_it_says(char *report)
 void await_ready(struct process *process)
 {
     char report[4096];
+    if (!poll(&(struct pollfd){.fd = process->go, .events = POLLIN}, 1, READY_TIMEOUT_MS)) {
+        current_step = "park";
+        fail(ETIMEDOUT, "the process is not ready");
+    }
     ssize_t size = must(recv(process->go, report, sizeof report - 1, 0), "recv");
     report[size] = 0;
     if (!size) {

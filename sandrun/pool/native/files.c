@@ -12,14 +12,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { MAX_PATH = 1024, MAX_NAME = 255, MAX_DEPTH = 100, MAX_PLACED = 256, MAX_WALK = 1000 };
+enum { MAX_PATH = 1024, MAX_NAME = 255, MAX_DEPTH = 100, MAX_WALK = 1000 };
 
 static struct placed {
     char *path;
     int64_t size, mtime_ns;
     uint64_t inode;
-} placed[MAX_PLACED];
-static size_t placed_count;
+} *placed;
+static size_t placed_count, placed_room;
 
 static const char *fault_of(struct bytes path)
 {
@@ -51,7 +51,7 @@ static const char *fault_of(struct bytes path)
 /* The descriptor of the directory that `path` lies in; *last becomes its name there. */
 static int enter_parent(char *path, char **last)
 {
-    int at = dup(work_fd);
+    int at = fcntl(work_fd, F_DUPFD_CLOEXEC, 0);
     for (char *slash; at >= 0 && (slash = strchr(path, '/')); path = slash + 1) {
         *slash = 0;
         int below = -1;
@@ -94,8 +94,14 @@ static int fill(int fd, struct bytes data, bool executable)
 static void remember(struct bytes path, int fd)
 {
     struct stat info;
-    if (placed_count == MAX_PLACED || fstat(fd, &info))
+    if (fstat(fd, &info))
         return; /* it will be looked at as if it were new */
+    if (placed_count == placed_room) {
+        placed_room = placed_room ? 2 * placed_room : 16;
+        placed = realloc(placed, placed_room * sizeof *placed);
+        if (!placed)
+            fail(ENOMEM, "no memory");
+    }
     placed[placed_count++] = (struct placed){text_of(path), info.st_size,
                                              info.st_mtim.tv_sec * 1000000000LL,
                                              info.st_ino};
@@ -115,8 +121,10 @@ void place_file(struct bytes path, struct bytes data, bool executable, char *rea
     int fd = directory < 0 ? -1
                            : openat(directory, last,
                                     O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
-    if (fd < 0 || fill(fd, data, executable || is_runnable(data)))
+    if (fd < 0)
         snprintf(reason, room, "%.200s: %s", text, strerror(errno));
+    else if (fill(fd, data, executable || is_runnable(data)))
+        snprintf(reason, room, "%.200s: it does not fit: %s", text, strerror(errno));
     else
         remember(path, fd);
     if (fd >= 0)

@@ -25,9 +25,10 @@ _PLACE: Final = "/run/sandrun/init"  # for a moment, below the root that is bein
 
 
 class Launcher:
-    """Owns the program, the plan and the sockets that all its PID 1s share.
+    """Owns the program and the plan that all its PID 1s share.
 
-    ``assist``: where they ask for a Python child (``pool/assist.py``).
+    Each gets a socket of its own, at which it may ask for a Python child; the other
+    ends go to ``assist`` (``pool/assist.py``), in messages of one byte.
     """
 
     def __init__(self, library: int, program: bytes, root: str) -> None:
@@ -37,8 +38,7 @@ class Launcher:
         self._launch.restype = ctypes.c_int
         self._program = _executable(f"{root}{_PLACE}", program)
         self._plan = -1
-        self.assist, self._ask = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        # More would only lengthen a queue; PID 1 waits for room.
+        self.assist, self._assistant = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._failed = ctypes.c_int(0)
         self._failed_at = ctypes.byref(self._failed)
 
@@ -59,14 +59,18 @@ class Launcher:
         ``order_fds``: those of :class:`Spawn`. Raises OSError.
         """
         http, log, outputs, tmpfs, *control = order_fds
-        fds = (
-            channel, gate, self._plan, self._ask.fileno(), http, log, outputs, tmpfs, template,
-            *control,
-        )  # fmt: skip
-        array = (ctypes.c_int * len(fds))(*fds)
-        pid = self._launch(
-            array, len(fds), self._program, int(NAMESPACES) | signal.SIGCHLD, self._failed_at
-        )
+        ask, answer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ask, answer:
+            fds = (
+                channel, gate, self._plan, ask.fileno(), http, log, outputs, tmpfs, template,
+                *control,
+            )  # fmt: skip
+            array = (ctypes.c_int * len(fds))(*fds)
+            pid = self._launch(
+                array, len(fds), self._program, int(NAMESPACES) | signal.SIGCHLD, self._failed_at
+            )
+            if pid > 0:
+                socket.send_fds(self._assistant, [b"+"], [answer.fileno()])
         if pid < 0:
             raise OSError(-pid, f"clone: {os.strerror(-pid)}")
         return pid, self._failed.value

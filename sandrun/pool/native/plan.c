@@ -1,4 +1,4 @@
-/* What all sandboxes of one spawner share. Made once by ../native_plan.py as msgpack in
+/* What all sandboxes of one spawner share. Made once by launcher.py as msgpack in
    a sealed memory file, mapped by every PID 1; it is ours, and still it is checked. */
 
 #include "init.h"

@@ -21,6 +21,8 @@ enum {
     SLOT_FINAL,
     UNPACK_TIMEOUT_S = 60, /* 100 MB of gzip take about a second */
     COLLECT_TIMEOUT_S = 60,
+    ORPHAN_MS = 5000,
+    PLACED_ROOM = 64 * 1024, /* beside the spec: what is placed came in one message with it */
     REPORT_MAX = 1024 * 1024, /* of a Python child */
     EVIDENCE_MAX = 600,
 };
@@ -258,13 +260,17 @@ static void end_of(pid_t pid)
     pid_t ended;
     if (!job.has_parked) {
         kill_everything();
+        /* What the assistant forked is our child only when its parent has ended. */
+        while (!job.watched_ended && poll(&(struct pollfd){signal_fd, POLLIN, 0}, 1, ORPHAN_MS) > 0)
+            reap(false);
         return;
     }
     kill(pid, SIGKILL);
     while (!job.watched_ended && (ended = waitpid(-1, &status, 0)) > 0)
         note_end(ended, status);
     reap(false);
-    if (group_processes_now() != job.parked_tasks) {
+    /* A build that killed the parked process may have put another in its place. */
+    if (job.parked_ended || group_processes_now() != job.parked_tasks) {
         kill_everything();
         forget_process(&parked);
         job.has_parked = false;
@@ -273,6 +279,7 @@ static void end_of(pid_t pid)
 
 struct sink {
     bool to_log;
+    bool in_group; /* whoever writes: memory that ran out before is no news to others */
     double started;
     uint8_t *report; /* of a Python child: REPORT_MAX bytes */
     size_t size;
@@ -352,7 +359,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     double cpus = (double)sysconf(_SC_NPROCESSORS_ONLN);
     double step = cpu_seconds / cpus > cpu_check_min_s ? cpu_seconds / cpus : cpu_check_min_s;
     double cpu_check = start + step, report = start + spent_every_s;
-    int oom_fd = group_oom_fd();
+    int oom_fd = sink->in_group ? group_oom_fd() : -1;
     bool ended = false;
     job.watched = process.pid;
     job.watched_ended = false;
@@ -463,7 +470,7 @@ static struct process assisted(char operation, int upload)
                              .msg_controllen = CMSG_SPACE(count * sizeof(int))};
     control.head = (struct cmsghdr){CMSG_LEN(count * sizeof(int)), SOL_SOCKET, SCM_RIGHTS};
     memcpy(CMSG_DATA(&control.head), fds, count * sizeof(int));
-    must(sendmsg(FD_ASSIST, &message, MSG_NOSIGNAL), "sendmsg(assist)");
+    must(sendmsg(FD_ASSIST, &message, MSG_NOSIGNAL | MSG_DONTWAIT), "sendmsg(assist)");
     close(in[0]);
     close(out[1]);
     close(err[1]);
@@ -478,7 +485,7 @@ static struct bytes assist(char operation, int upload, struct bytes request, dou
                            struct outcome *outcome)
 {
     struct process process = assisted(operation, upload);
-    struct sink sink = {.report = malloc(REPORT_MAX)};
+    struct sink sink = {.in_group = operation == 'U', .report = malloc(REPORT_MAX)};
     if (!sink.report)
         fail(ENOMEM, "no memory");
     must(send(process.go, request.at, request.size, MSG_NOSIGNAL), "send(assist)");
@@ -592,7 +599,7 @@ static void need_installed(struct bytes spec, struct bytes requirements)
             go_elsewhere(spec, requirements);
 }
 
-static void place_files(struct bytes dispatch)
+static void place_files(struct bytes dispatch, bool is_whole)
 {
     struct cursor c = field(dispatch, "files");
     struct bytes requirements = nothing;
@@ -611,7 +618,8 @@ static void place_files(struct bytes dispatch)
     }
     if (c.bad)
         fail(0, "the files of the dispatch are damaged");
-    need_installed(job.spec.raw, requirements);
+    if (is_whole)
+        need_installed(job.spec.raw, requirements);
 }
 
 static void unpack(struct bytes dispatch, int upload)
@@ -791,7 +799,7 @@ static struct out go_warm(void)
 
 static struct outcome run(struct process process, struct out go, struct bytes input)
 {
-    struct sink sink = {.to_log = true, .started = now_s()};
+    struct sink sink = {.to_log = true, .in_group = true, .started = now_s()};
     job.started = sink.started;
     if (go.full)
         fail(EMSGSIZE, "arguments and environment are too large");
@@ -834,6 +842,8 @@ static bool find_command(struct bytes *path, struct bytes *argv, uint32_t room, 
     static char own[4096], dotted[4096];
     struct bytes entry = job.spec.entrypoint;
     bool plain = entry.size && entry.at[0] != '-';
+    if (entry.size > sizeof own / 2) /* http has lied: no path is so long */
+        return false;
     snprintf(dotted, sizeof dotted, "./%.*s", (int)entry.size, (const char *)entry.at);
     if (is_word(job.spec.interpreter, "binary")) {
         snprintf(own, sizeof own, "%s/%.*s", plan.work, (int)entry.size, (const char *)entry.at);
@@ -909,13 +919,14 @@ static bool wants_no_outputs(void)
     return take_array(&c) == 0 && !c.bad;
 }
 
-static struct outputs collect(void)
+static struct outputs collect(bool *cancelled)
 {
+    static uint8_t buffer[MESSAGE_MAX + PLACED_ROOM];
     struct outputs found = {0};
     struct outcome outcome;
     if (wants_no_outputs() || work_is_unchanged(are_default_outputs()))
         return found;
-    struct out request = {sent, 0, sizeof sent, false};
+    struct out request = {buffer, 0, sizeof buffer, false};
     put_map(&request, 3);
     put_str(&request, "spec");
     put_raw(&request, job.spec.raw);
@@ -925,8 +936,9 @@ static struct outputs collect(void)
     put_snapshot(&request);
     if (request.full)
         fail(EMSGSIZE, "the request to collect is too large");
-    struct bytes report = assist('C', -1, (struct bytes){sent, request.size}, COLLECT_TIMEOUT_S,
-                                 &outcome);
+    struct bytes report = assist('C', -1, (struct bytes){buffer, request.size},
+                                 COLLECT_TIMEOUT_S, &outcome);
+    *cancelled = outcome.cancelled || *cancelled;
     struct bytes fault = text_field(report, "fault");
     struct cursor over_at = field(report, "over_limit");
     found.over_limit = take_bool(&over_at);
@@ -1044,7 +1056,9 @@ static void give_up(const char *step, int number, const char *text)
     put_str(&o, "facts");
     put_nil(&o);
     put_str(&o, "usage");
-    put_usage(&o, 0, 0, 0, 0, 0);
+    /* What ran is paid for, whatever made it end. */
+    put_usage(&o, group_cpu_seconds() - job.cpu_before, now_s() - job.started,
+              group_memory_peak(), group_processes_peak(), 0);
     put_result_end(&o, &none);
     send_word(SLOT_FINAL, &o);
     await_dismissal();
@@ -1085,7 +1099,7 @@ static const char *prepare(struct bytes dispatch, int upload, struct outcome *ou
         end_with("server_fault", "", "environment: this is another one");
         return "upload";
     }
-    place_files(dispatch);
+    place_files(dispatch, upload < 0);
     if (!job.over && upload >= 0)
         unpack(dispatch, upload);
     if (!job.over)
@@ -1106,6 +1120,8 @@ int serve(void)
     int upload = -1;
     job.has_parked = true;
     job.parked_tasks = group_processes_now();
+    job.started = now_s();
+    job.cpu_before = group_cpu_seconds();
     job.spec.raw = (struct bytes){(const uint8_t *)"\x80", 1}; /* an empty map: all defaults */
     log_open(FD_LOG, plan.maxima.log_bytes);
     on_failure = give_up;
@@ -1138,7 +1154,7 @@ int serve(void)
     job.storage_bytes = (int64_t)((room.f_blocks - room.f_bfree) * room.f_frsize);
     double cpu_seconds = group_cpu_seconds() - job.cpu_before;
     int64_t memory_peak = group_memory_peak(), processes_peak = group_processes_peak();
-    struct outputs outputs = collect();
+    struct outputs outputs = collect(&outcome.cancelled);
     struct out o = new_message("Result", 7);
     put_str(&o, "verdict");
     job.over ? put_verdict(&o) : put_nil(&o);

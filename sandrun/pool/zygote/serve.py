@@ -603,7 +603,8 @@ class Init:
             pid, status = os.waitpid(-1, 0)
             self._statuses[pid] = status
         self._reap()
-        if self.group.processes_now() != self.parked_tasks:
+        # A build that killed the parked process may have put another in its place.
+        if self.parked.pid in self._statuses or self.group.processes_now() != self.parked_tasks:
             process_of_job, self.parked = self.parked, None
             self._kill_everything()
             close_all([process_of_job.stdin, process_of_job.stdout, process_of_job.stderr])
