@@ -85,7 +85,7 @@ class Channel(Generic[Sent, Received]):
             if not data:
                 raise Closed
             return self._decode(data), fds
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             close_all(fds)
             raise ProtocolError(f"not a message: {error}") from error
         except (ProtocolError, Closed):

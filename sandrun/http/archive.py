@@ -49,7 +49,7 @@ def read_index(fd: int, offset: int, size: int) -> OutputIndex:
     raw = os.pread(fd, size, offset)
     try:
         index = decode_index(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("outputs: the index is not one") from error
     seen: set[str] = set()
     total = 0

@@ -586,7 +586,7 @@ def last_word(kept: Kept, slot: int) -> tuple[FromZygote, float] | None:
         return None
     try:
         message: FromZygote = _decode_word(word.data)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     allowed = (Started,) if slot == journal.STARTED else (Result, Elsewhere)
     return (message, word.t) if isinstance(message, allowed) else None

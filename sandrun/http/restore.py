@@ -93,7 +93,7 @@ class Restorer:
             if Part.JOB in self._kits[key].parts:
                 try:
                     jobs.append(self._job(key, self._kits[key]))
-                except (msgspec.DecodeError, ProtocolError, OSError) as error:
+                except (msgspec.DecodeError, UnicodeDecodeError, ProtocolError, OSError) as error:
                     log.error("record %d cannot be restored: %s", key, error)
                     close_all(self._kits[key].fds)
         for job, kit, unsettled in jobs:

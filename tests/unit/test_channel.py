@@ -131,6 +131,18 @@ def test_an_empty_datagram_is_an_end_and_its_descriptors_are_closed(ends: Ends) 
     assert open_fds() == before
 
 
+def test_text_that_is_not_utf_8_is_an_error_and_its_descriptors_are_closed(ends: Ends) -> None:
+    """msgspec tells it by an exception of another family."""
+    here, there = ends
+    before = open_fds()
+    data = msgspec.msgpack.encode({"type": "LogGrew", "end": 1}).replace(b"LogGrew", b"\x80ogGrew")
+    fds = array.array("i", [0])
+    here.socket.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)])
+    with pytest.raises(ProtocolError, match="not a message"):
+        there.receive()
+    assert open_fds() == before
+
+
 @given(data=st.binary(min_size=1, max_size=300))
 def test_any_bytes_are_a_message_or_an_error(data: bytes) -> None:
     left, right = channel.pair()
