@@ -41,6 +41,9 @@ from sandrun.messages import (
     EnvironmentInfo,
     Finished,
     FromZygote,
+    Install,
+    Installed,
+    InstallFailed,
     InterpreterInfo,
     Kill,
     Lease,
@@ -207,6 +210,9 @@ class FakePool:
     capacity: int = 64
     warm: str = "python3"
     refill: bool = True
+    install: Callable[[Install], Installed | InstallFailed] = lambda wish: Installed(
+        request=wish.request, environment=wish.environment
+    )
     received: list[ToPool] = field(default_factory=list)
     dispatched: list[FakeZygote] = field(default_factory=list)
     zygotes: dict[int, FakeZygote] = field(default_factory=dict)
@@ -345,6 +351,8 @@ class FakePool:
             case Resize(zygote=number, storage_bytes=size):
                 self.zygotes[number].storage_bytes = size
                 self.channel.send(Resized(zygote=number))
+            case Install():
+                self.channel.send(self.install(message))
             case Want():
                 pass
 
