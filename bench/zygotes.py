@@ -12,10 +12,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from bench.jobs import Job
-from sandrun.channel import Channel, Closed
+from sandrun.channel import Channel, Closed, close_all
 from sandrun.config import Config
 from sandrun.job import ExitReason
-from sandrun.messages import Acknowledge, FromZygote, Lease, Result, ToZygote
+from sandrun.messages import Acknowledge, FromZygote, GiveBack, Lease, Result, ToZygote
 from sandrun.pool import seccomp
 from sandrun.pool.cgroup import Hierarchy
 from sandrun.pool.lifecycle import State
@@ -56,22 +56,25 @@ class Driver:
             kind = (message.environment, message.warm)
             leased = Leased(message.zygote, Channel(sock, FromZygote), files)
             self.ready.setdefault(kind, {})[leased.id] = leased
+        if isinstance(message, GiveBack):
+            self.give_back(message.zygote)
         self.changed.set()
+
+    def give_back(self, zygote: int) -> None:
+        """The pool has more than it needs."""
+        for ready in self.ready.values():
+            if leased := ready.pop(zygote, None):
+                leased.close()
+                self.manager.finished(zygote)
 
     async def settled(self) -> None:
         """Wait until every kind has what it wants and nothing else is going on."""
         manager = self.manager
         while True:
             self.changed.clear()
-            counts = {
-                id(kind): sum(
-                    z.kind is kind and z.state is State.LEASED for z in manager.zygotes.values()
-                )
-                for kind in manager.kinds
-            }
-            if len(manager.zygotes) == sum(counts.values()) and all(
-                counts[id(kind)] == min(kind.ready, manager.config.pool.ready_max)
-                for kind in manager.kinds
+            ready = sum(kind.counts[State.LEASED] for kind in manager.kinds)
+            if len(manager.zygotes) == ready and all(
+                kind.stock >= manager.target(kind) for kind in manager.kinds
             ):
                 return
             await asyncio.wait_for(self.changed.wait(), 60)
@@ -106,6 +109,9 @@ class Driver:
 
         self.loop.add_reader(channel.fileno(), on_readable)
         start = time.perf_counter()
+        sandbox = self.manager.bind(leased.id)
+        if sandbox is None:
+            raise RuntimeError("the zygote died")
         channel.send(dispatch)
         self.manager.taken(leased.id)
         result = await future
@@ -114,6 +120,7 @@ class Driver:
             raise RuntimeError(f"{job.name}: {result.verdict}")
         self.loop.remove_reader(channel.fileno())
         channel.send(Acknowledge())
+        close_all(sandbox.fds)
         self.manager.finished(leased.id)
         leased.close()
         return wall

@@ -102,6 +102,12 @@ class Withdraw(_Message, frozen=True):
     zygote: ZygoteId
 
 
+class GiveBack(_Message, frozen=True):
+    """There are more than needed: let this one go, unless it has a job by now."""
+
+    zygote: ZygoteId
+
+
 class Resized(_Message, frozen=True):
     """Answer to :class:`Resize`."""
 
@@ -115,8 +121,19 @@ class HttpDeaths(_Message, frozen=True):
     cause: Text = ""
 
 
+class KindState(_Message, frozen=True, tag=False):
+    """One sort of zygote that is kept ready. ``served``: they boot; ``coming``: so many do now."""
+
+    environment: Name
+    warm: Name
+    mode: Name
+    coming: int = 0
+    served: bool = True
+
+
 class PoolState(_Message, frozen=True):
-    """Sent when it changes: for ``/stats``, ``/health`` and admission.
+    """Sent when it changes: for ``/stats``, ``/health``, admission, and to know what is
+    worth waiting for.
 
     ``fault`` is the first cause why the pool cannot make zygotes, or "".
     ``pressure`` is why the host is too short of memory for new jobs, or "".
@@ -130,6 +147,7 @@ class PoolState(_Message, frozen=True):
     fault: Text = ""
     pressure: Text = ""
     memory_available_bytes: Bytes = 1 << 40
+    kinds: tuple[KindState, ...] = ()
 
 
 class Installed(_Message, frozen=True):
@@ -216,6 +234,7 @@ ToHttp = (
     | Restored
     | Lease
     | Withdraw
+    | GiveBack
     | Resized
     | PoolState
     | HttpDeaths

@@ -367,7 +367,8 @@ class App:
     def _startable(self, job: Job) -> bool:
         if job.installing:
             return False
-        if not self.leases.has(job.spec.environment):
+        kind = self.kind(job.spec)
+        if not self.leases.can_start(*kind, self._waiting.get(kind, 1)):
             return False
         # The pool says how much memory new jobs may use; with nothing running, its
         # word may be old and the limit of one job always fits.

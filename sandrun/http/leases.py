@@ -31,10 +31,12 @@ from sandrun.messages import (
     Elsewhere,
     Finished,
     FromZygote,
+    GiveBack,
     HttpDeaths,
     Installed,
     InstallFailed,
     Kill,
+    KindState,
     Lease,
     Leave,
     LogGrew,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 LEASE_FDS: Final = 3  # socket, log, outputs
 CANCEL_GRACE_S: Final = 2.0  # PID 1 kills and reports in milliseconds; then it counts as stuck
 ANY: Final = "exec"  # the warm kind that runs everything
+PATIENCE_S: Final = 2.0  # with the pool's word that a warm zygote is coming, if none comes
 
 
 class Stage(Enum):
@@ -189,6 +192,9 @@ class Leases:
         self._of_job: dict[Job, Zygote] = {}
         self.ready_count = 0
         self._wanted: dict[tuple[str, str], int] = {}
+        self._kinds: dict[tuple[str, str], KindState] = {}
+        self._came: dict[tuple[str, str], float] = {}  # when one was last leased, or missed
+        self._patience: asyncio.TimerHandle | None = None
         loop.add_reader(control.fileno(), self._on_control)
 
     # ── the supervisor ───────────────────────────────────────────────────────
@@ -269,7 +275,10 @@ class Leases:
                 self._listener.on_store_state(message)
             case Leave():
                 self._listener.on_leave(message)
+            case GiveBack():
+                self._give_back(message.zygote)
             case PoolState():
+                self._kinds = {(kind.environment, kind.warm): kind for kind in message.kinds}
                 self._listener.on_pool_state(message)
             case HttpDeaths():
                 self._listener.on_http_deaths(message)
@@ -291,6 +300,7 @@ class Leases:
         kinds = self._ready.setdefault(zygote.environment, {})
         kinds.setdefault(zygote.warm, {})[zygote.id] = zygote
         self.ready_count += 1
+        self._came[zygote.environment, zygote.warm] = self._loop.time()
         self._loop.add_reader(sock.fileno(), self._on_zygote, zygote)
         self._listener.on_ready()
 
@@ -298,6 +308,14 @@ class Leases:
         zygote = self._zygotes.get(message.zygote)
         if zygote is not None:
             self._lose(zygote, tell=False)
+
+    def _give_back(self, zygote_id: int) -> None:
+        zygote = self._zygotes.get(zygote_id)
+        if zygote is None or zygote.stage is not Stage.READY or zygote.job is not None:
+            return  # it is needed after all
+        self._retire(zygote)
+        zygote.kept.release()
+        self.send(Finished(zygote=zygote_id))
 
     def _on_resized(self, message: Resized) -> None:
         zygote = self._zygotes.get(message.zygote)
@@ -309,10 +327,44 @@ class Leases:
 
     # ── ready zygotes ────────────────────────────────────────────────────────
 
-    def has(self, environment: str) -> bool:
-        """Whether a zygote of this environment is ready."""
+    def can_start(self, environment: str, warm: str, waiting: int) -> bool:
+        """Whether a job that wants this kind should start now, if ``waiting`` jobs (this
+        one too) wait for it.
+
+        Not in a generic zygote if a warm one is due: a cold start of an interpreter that a
+        template could have forked costs ten times the processor time, which is then
+        missing for everybody's next zygote; it is how a pool that was briefly empty stays
+        empty. For a ``door`` it costs the same as making one more: the first in line wait
+        for those that are coming, the others start cold. Nor is a warm one taken for
+        something else while a generic one is coming.
+        """
         kinds = self._ready.get(environment)
-        return kinds is not None and any(kinds.values())
+        if not kinds or not any(kinds.values()):
+            return False
+        if kinds.get(warm):
+            return True
+        if self._is_due(environment, warm, waiting):
+            return False
+        return bool(kinds.get(ANY)) or not self._is_due(environment, ANY, waiting)
+
+    def _is_due(self, environment: str, warm: str, waiting: int) -> bool:
+        kind = self._kinds.get((environment, warm))
+        if kind is None or not kind.served or (kind.mode != "fork" and kind.coming < waiting):
+            return False
+        now = self._loop.time()
+        if now - self._came.setdefault((environment, warm), now) < PATIENCE_S:
+            self._look_again()
+            return True
+        return False
+
+    def _look_again(self) -> None:
+        """Whoever waits for a promise is asked again when it should have been kept."""
+        if self._patience is None:
+            self._patience = self._loop.call_later(PATIENCE_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._patience = None
+        self._listener.on_ready()
 
     def warm_count(self, environment: str) -> int:
         """How many are ready."""
@@ -334,6 +386,8 @@ class Leases:
                 return None
         _, zygote = zygotes.popitem()
         self.ready_count -= 1
+        if not zygotes:  # from now on we wait for the next
+            self._came[zygote.environment, zygote.warm] = self._loop.time()
         return zygote
 
     def dispatch(self, job: Job, warm: str) -> Kept | None:
@@ -551,6 +605,8 @@ class Leases:
 
     def close(self) -> None:
         """Let every zygote and the supervisor go."""
+        if self._patience is not None:
+            self._patience.cancel()
         for zygote in list(self._zygotes.values()):
             self._retire(zygote)
         self._loop.remove_reader(self._control.fileno())

@@ -2,7 +2,7 @@
 
 One spawner per environment makes zygotes; each ready one is *leased* to http, so
 that a dispatch is one datagram from http to the zygote and never waits for us.
-We hear ``Taken`` after the fact and refill.
+We hear ``Taken`` after the fact and refill; how many and when is policy.py's to say.
 
 What a zygote needs is made here, before it: a cgroup, a tmpfs that cannot be
 swapped (``noswap`` is refused inside a user namespace), and the memory
@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,8 +35,10 @@ from sandrun.messages import (
     Booted,
     BootFailed,
     FromSpawner,
+    GiveBack,
     InterpreterInfo,
     InterpreterSpec,
+    KindState,
     Lease,
     PoolState,
     Prepare,
@@ -47,6 +50,7 @@ from sandrun.messages import (
     ToSpawner,
     Withdraw,
 )
+from sandrun.pool import policy
 from sandrun.pool.assist import NAME as ASSISTANT
 from sandrun.pool.cgroup import Hierarchy, JobGroup
 from sandrun.pool.lifecycle import Event, State, step
@@ -71,6 +75,7 @@ WATCHDOG_MARGIN_S: Final = 90.0  # http's own watchdog comes first, at 60
 WATCHDOG_PERIOD_S: Final = 10.0
 PRESSURE_PERIOD_S: Final = 1.0
 MEMORY_FRESH_S: Final = 0.05
+REPORT_EVERY_S: Final = 0.02  # a job changes the pool four times; nobody needs them all
 
 
 @dataclass(eq=False)
@@ -88,6 +93,7 @@ class Zygote:
     pidfd: int = -1
     deadline: asyncio.TimerHandle | None = None
     leased: bool = False  # this http has it
+    ordered: float = 0.0  # when
     busy_since: float = 0.0
 
 
@@ -98,10 +104,29 @@ class Kind:
     environment: str
     warm: str  # an interpreter's name, or "exec"
     mode: str
-    ready: int
-    wanted: int = 0  # jobs that wait for one
+    ready: int  # the floor
+    wants: dict[str, int] = field(default_factory=dict)  # jobs that wait, by interpreter
     restart: Restart = field(default_factory=Restart)
     paused: bool = False  # between a failed boot and the next try
+    counts: Counter[State] = field(default_factory=Counter)  # its zygotes
+    demand: policy.Demand = field(default_factory=policy.Demand)
+    lazy_until: float = 0.0  # a refill is held back until then
+    shrink: asyncio.TimerHandle | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many jobs wait for one."""
+        return sum(self.wants.values())
+
+    @property
+    def coming(self) -> int:
+        """How many are being made."""
+        return self.counts[State.ORDERED] + self.counts[State.BOOTING]
+
+    @property
+    def stock(self) -> int:
+        """How many are ready, or will be."""
+        return self.coming + self.counts[State.LEASED]
 
 
 class Spawner:
@@ -164,6 +189,7 @@ class Manager:
         }
         self.kinds: list[Kind] = []
         self.zygotes: dict[int, Zygote] = {}
+        self.counts: Counter[State] = Counter()  # of all zygotes
         self.leasing = False  # http is there to take leases
         maxima = config.limits.maxima
         # Build and entrypoint each have the time-out.
@@ -177,6 +203,8 @@ class Manager:
         self._free_slots: list[int] = []
         self._free_groups: list[JobGroup] = []
         self._refill_due = False
+        self._due: set[Kind] = set()  # of which too few may be there
+        self._report: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -233,13 +261,11 @@ class Manager:
 
     def is_idle(self, name: str) -> bool:
         """Whether no job waits for this environment or runs in it."""
-        waiting = any(kind.wanted for kind in self.kinds if kind.environment == name)
-        running = any(
-            zygote.state is State.BUSY
-            for zygote in self.zygotes.values()
-            if zygote.kind.environment == name
+        return not any(
+            kind.wanted or kind.counts[State.BUSY]
+            for kind in self.kinds
+            if kind.environment == name
         )
-        return not waiting and not running
 
     def _kinds_of(self, spawner: Spawner) -> list[Kind]:
         env = spawner.environment
@@ -379,8 +405,11 @@ class Manager:
 
     # ── zygotes: birth ───────────────────────────────────────────────────────
 
-    def refill(self) -> None:
-        """Order what is missing, once the loop has nothing more urgent to do."""
+    def refill(self, *kinds: Kind) -> None:
+        """Order what is missing (of all kinds by default), once the loop has nothing more
+        urgent to do.
+        """
+        self._due.update(kinds or self.kinds)
         if not self._refill_due and not self.stopping:
             self._refill_due = True
             self.loop.call_soon(self._refill)
@@ -389,17 +418,54 @@ class Manager:
         self._refill_due = False
         if not self.leasing or self.stopping:
             return
-        busy = sum(z.state is State.BUSY for z in self.zygotes.values())
-        room = self.config.pool.capacity - busy
-        for kind in self.kinds:
-            coming = sum(
-                z.kind is kind and z.state in (State.ORDERED, State.BOOTING, State.LEASED)
-                for z in self.zygotes.values()
-            )
-            target = min(max(kind.ready, kind.wanted), self.config.pool.ready_max, room)
-            for _ in range(target - coming):
-                if kind.paused or not self._order(kind):
-                    break
+        due, self._due = self._due, set()
+        kinds = [kind for kind in self.kinds if kind in due]  # not those that are removed
+        for kind in sorted(kinds, key=_urgency):
+            self._fill(kind)
+
+    def target(self, kind: Kind) -> int:
+        """How many of a kind to keep ready now."""
+        share = self._memory[1].available_share
+        most = policy.ceiling_for(kind.ready, self.config.pool.ready_max, share)
+        return kind.demand.target(self.loop.time(), min(kind.ready, most), most)
+
+    def _fill(self, kind: Kind) -> None:
+        target = self.target(kind)
+        room = self.config.pool.capacity - self.counts[State.BUSY]
+        wanted = min(kind.wanted, self.config.pool.ready_max)
+        missing = policy.to_make(
+            min(target, room), min(wanted, room), kind.stock, lazily=self._is_lazy(kind, target)
+        )
+        for _ in range(min(missing, policy.BOOTS_AT_ONCE - kind.coming)):
+            if kind.paused or not self._order(kind):
+                break
+
+    def _is_lazy(self, kind: Kind, target: int) -> bool:
+        """Whether a refill of it may wait for the jobs that run: for a moment only."""
+        now = self.loop.time()
+        if not self.counts[State.BUSY] or kind.stock >= target:
+            kind.lazy_until = 0.0
+            return False
+        if not kind.lazy_until:
+            kind.lazy_until = now + policy.HOLD_S
+            self.loop.call_later(policy.HOLD_S, self.refill, kind)
+        return now < kind.lazy_until
+
+    def _look_for_surplus(self, kind: Kind) -> None:
+        """Let some go that nobody has needed for a while; more of them later."""
+        kind.shrink = None
+        if self.stopping or not self.leasing:
+            return
+        surplus = max(0, kind.stock - max(self.target(kind), kind.wanted))
+        spare = [z for z in self.zygotes.values() if z.kind is kind and z.state is State.LEASED]
+        for zygote in spare[: (surplus + 1) // 2]:
+            self.to_http(GiveBack(zygote=zygote.id), ())
+        self._shrink_later(kind)
+
+    def _shrink_later(self, kind: Kind) -> None:
+        """Without surplus there is no timer: an idle node sleeps."""
+        if kind.shrink is None and kind.stock > kind.ready:
+            kind.shrink = self.loop.call_later(policy.SHRINK_EVERY_S, self._look_for_surplus, kind)
 
     def _order(self, kind: Kind) -> bool:
         spawner = self.spawners[kind.environment]
@@ -465,6 +531,8 @@ class Manager:
         )
         self._next_id += 1
         self.zygotes[zygote.id] = zygote
+        self._count(zygote, 1)
+        zygote.ordered = self.loop.time()
         self._empty.clear()
         return zygote, (zygote_end.detach(), log_w, outputs_w, tmpfs)
 
@@ -509,16 +577,19 @@ class Manager:
         if zygote.deadline:
             zygote.deadline.cancel()
             zygote.deadline = None
-        zygote.kind.restart.on_success()
+        kind = zygote.kind
+        kind.restart.on_success()
+        kind.demand.on_booted(self.loop.time() - zygote.ordered)
+        self.refill(kind)
+        self._shrink_later(kind)
         if zygote.state is not State.LEASED or not self.leasing:
             return  # the next http gets it
         self._lease(zygote)
-        self.report()
+        self._report_soon()
 
     def _lease(self, zygote: Zygote) -> None:
         """http gets duplicates; ours stay for the store, if the zygote gets a job."""
         kind = zygote.kind
-        kind.wanted = max(0, kind.wanted - 1)
         zygote.leased = True
         self.to_http(
             Lease(zygote=zygote.id, environment=kind.environment, warm=kind.warm), zygote.lease_fds
@@ -583,9 +654,11 @@ class Manager:
         """http dispatched a job to it; ``bind`` came before. Only now we make another:
         a refill that starts earlier would compete for the processor.
         """
-        if zygote_id in self.zygotes:
-            self.refill()
-            self.report()
+        zygote = self.zygotes.get(zygote_id)
+        if zygote is not None:
+            zygote.kind.demand.on_taken(self.loop.time())
+            self.refill(zygote.kind)
+            self._report_soon()
 
     def _watch(self) -> None:
         """End jobs that should have ended long ago, whatever PID 1 or http think."""
@@ -605,17 +678,35 @@ class Manager:
         ]
 
     def want(self, environment: str, warm: str, waiting: int) -> None:
-        """Jobs wait in http for zygotes of this kind."""
-        for kind in self.kinds:
-            if (kind.environment, kind.warm) == (environment, warm):
-                kind.wanted = min(waiting, self.config.pool.ready_max)
-                self.refill()
+        """So many jobs wait in http for zygotes of this kind, or of the generic one if
+        there is no such kind.
+        """
+        kinds = {kind.warm: kind for kind in self.kinds if kind.environment == environment}
+        kind = kinds.get(warm) or kinds.get("exec")
+        if kind is None:
+            return
+        if waiting <= 0:
+            kind.wants.pop(warm, None)
+            return
+        if warm in self.config.interpreters or warm == kind.warm:  # not any name that http says
+            kind.wants[warm] = waiting
+        needed = kind.wanted + kind.counts[State.BUSY]
+        kind.demand.on_short(self.loop.time(), min(needed, self.config.pool.ready_max))
+        self.refill(kind)
 
     def finished(self, zygote_id: int) -> None:
         """http has the result. PID 1 exits by itself; see that it does."""
         zygote = self.zygotes.get(zygote_id)
-        if zygote and self._advance(zygote, Event.FINISHED) and zygote.deadline is None:
+        if zygote is None:
+            return
+        unused = zygote.state is State.LEASED
+        if not self._advance(zygote, Event.FINISHED):
+            return
+        if unused:
+            self.kill(zygote_id)
+        elif zygote.deadline is None:
             zygote.deadline = self.loop.call_later(1.0, self.kill, zygote_id)
+        self._refill_after(zygote.kind)
 
     def kill(self, zygote_id: int) -> None:
         """End it and everything in it now. What follows is :meth:`_on_exit`."""
@@ -647,11 +738,31 @@ class Manager:
         if state is None:
             log.warning("zygote %d: %s while %s", zygote.id, event.name, zygote.state.name)
             if zygote.pidfd >= 0:
-                zygote.state = State.ENDING
+                self._move(zygote, State.ENDING)
                 signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
             return False
-        zygote.state = state
+        self._move(zygote, state)
         return True
+
+    def _move(self, zygote: Zygote, state: State) -> None:
+        self._count(zygote, -1)
+        zygote.state = state
+        self._count(zygote, 1)
+
+    def _count(self, zygote: Zygote, change: int) -> None:
+        """Counted as they move: with a thousand of them nobody looks through all."""
+        zygote.kind.counts[zygote.state] += change
+        self.counts[zygote.state] += change
+
+    def _refill_after(self, kind: Kind) -> None:
+        """One job or zygote fewer: its kind may be short, and those that had been held back
+        for it, or for want of room.
+        """
+        room = self.config.pool.capacity - self.counts[State.BUSY]
+        if not self.counts[State.BUSY] or room <= self.config.pool.ready_max:
+            self.refill()
+        else:
+            self.refill(kind)
 
     def _on_exit(self, zygote: Zygote) -> None:
         """PID 1 has ended, and with it every process of its pid namespace."""
@@ -683,13 +794,14 @@ class Manager:
         self._close_lease_fds(zygote)
         os.close(zygote.tmpfs)
         del self.zygotes[zygote.id]
+        self._count(zygote, -1)
         self.on_gone(zygote.id)
         self._free_slots.append(zygote.slot)
         self._release_group(zygote.group)
         if not self.zygotes:
             self._empty.set()
-        self.refill()
-        self.report()
+        self._refill_after(zygote.kind)
+        self._report_soon()
 
     def _release_group(self, group: JobGroup) -> None:
         if not self.stopping and group.reset():
@@ -709,6 +821,8 @@ class Manager:
         for zygote in self.zygotes.values():
             if zygote.state is State.LEASED and not zygote.leased:
                 self._lease(zygote)
+        for kind in self.kinds:
+            self._shrink_later(kind)
         self.refill()
         self.report()
 
@@ -720,7 +834,7 @@ class Manager:
         """
         self.leasing = False
         for kind in self.kinds:
-            kind.wanted = 0  # the next one says again what waits
+            kind.wants.clear()  # the next one says again what waits
         for zygote in list(self.zygotes.values()):
             orphan = zygote.state is State.BUSY and not holds(zygote.id)
             if orphan or (crashed and zygote.leased and zygote.state is State.LEASED):
@@ -750,6 +864,10 @@ class Manager:
             log.warning("new jobs are refused: %s" if now else "new jobs are taken again%s", now)
         if now or before:
             self.report()
+        if self._memory[1].available_share < policy.LOW_SHARE:
+            for kind in self.kinds:
+                if kind.shrink is None:
+                    self._look_for_surplus(kind)
 
     def _look_at_memory(self) -> HostMemory:
         """What there is, a moment ago at most: a look costs as much as a message to http."""
@@ -761,20 +879,37 @@ class Manager:
             self._memory = (now, seen)
         return self._memory[1]
 
+    def _report_soon(self) -> None:
+        if self._report is None and not self.stopping:
+            self._report = self.loop.call_later(REPORT_EVERY_S, self.report)
+
     def report(self) -> None:
         """Tell http how the pool is doing."""
-        states = [z.state for z in self.zygotes.values()]
+        if self._report is not None:
+            self._report.cancel()
+            self._report = None
         self.to_http(
             PoolState(
-                warm=states.count(State.LEASED),
-                booting=states.count(State.ORDERED) + states.count(State.BOOTING),
-                busy=states.count(State.BUSY),
+                warm=self.counts[State.LEASED],
+                booting=self.counts[State.ORDERED] + self.counts[State.BOOTING],
+                busy=self.counts[State.BUSY],
                 capacity=self.config.pool.capacity,
                 fault=self.fault[:4096],
                 pressure=self.pressure.reason,
                 memory_available_bytes=self._look_at_memory().available_bytes,
+                kinds=tuple(self._state_of(kind) for kind in self.kinds),
             ),
             (),
+        )
+
+    def _state_of(self, kind: Kind) -> KindState:
+        up = self.spawners[kind.environment].up
+        return KindState(
+            environment=kind.environment,
+            warm=kind.warm,
+            mode=kind.mode,
+            coming=kind.coming,
+            served=up and not kind.paused and not kind.restart.failures,
         )
 
     async def stop(self) -> None:
@@ -824,3 +959,8 @@ def reap_adopted() -> None:
 def _tmpfs_size(storage_bytes: int) -> dict[str, str]:
     inodes = max(1024, storage_bytes // (1024 * 1024) * INODES_PER_MIB)
     return {"size": str(storage_bytes), "nr_inodes": str(inodes)}
+
+
+def _urgency(kind: Kind) -> tuple[bool, float]:
+    """Those that jobs wait for come first, then those of which least is left."""
+    return not kind.wanted, kind.stock / max(1, kind.ready)

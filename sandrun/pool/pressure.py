@@ -33,6 +33,11 @@ class HostMemory:
     available_bytes: int
     stalled_percent: float | None = None
 
+    @property
+    def available_share(self) -> float:
+        """Of all; 1 before it has been looked at."""
+        return self.available_bytes / self.total_bytes if self.total_bytes else 1.0
+
 
 class Pressure:
     """Judges one look after the other. ``reason`` is "" while all is well."""
