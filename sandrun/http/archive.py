@@ -89,7 +89,10 @@ def pieces(fd: int, offset: int, size: int) -> Iterator[bytes]:
 
 
 def stream(kind: str, fd: int, files: Iterable[OutputFile]) -> Iterator[bytes]:
-    """One archive of ``kind`` (a key of FORMATS)."""
+    """One archive of ``kind`` (a key of FORMATS), in steps of about one piece of work each.
+
+    A step may give b"": what was compressed is not out yet.
+    """
     if kind == "zip":
         return _zip(fd, files)
     if kind == "tar":
@@ -128,9 +131,7 @@ def _tar(fd: int, files: Iterable[OutputFile]) -> Iterator[bytes]:
 def _gzip(chunks: Iterable[bytes]) -> Iterator[bytes]:
     compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
     for chunk in chunks:
-        compressed = compressor.compress(chunk)
-        if compressed:
-            yield compressed
+        yield compressor.compress(chunk)  # b"" too: 100 MB of zeros must not come in one step
     yield compressor.flush()
 
 
@@ -162,8 +163,7 @@ def _zip(fd: int, files: Iterable[OutputFile]) -> Iterator[bytes]:
             with archive.open(info, "w", force_zip64=file.size_bytes >= 1 << 31) as member:
                 for piece in pieces(fd, file.offset, file.size_bytes):
                     member.write(piece)
-                    if data := sink.take():
-                        yield data
+                    yield sink.take()
             if data := sink.take():
                 yield data
     yield sink.take()

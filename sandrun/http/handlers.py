@@ -33,7 +33,7 @@ from sandrun.http.submission import check_media_type, read_submission
 from sandrun.job import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sandrun.http.app import App
     from sandrun.http.jobs import Job
@@ -63,6 +63,7 @@ class Handlers:
         self.static = static
         self.router = Router(assets=tuple(static.assets), admin=admin)
         self.origins = Origins(app.config.http)
+        self._archive_turn = asyncio.Lock()
         self._openapi = api.encode(openapi.document())
         # Idempotency keys not accepted yet, and the requests that bring them.
         self._uploading: dict[tuple[int, str], Exchange] = {}
@@ -497,6 +498,16 @@ class Handlers:
         if owner and not keep and request.method != "HEAD" and await exchange.delivered():
             self.app.delete(job)
 
+    async def _archive_step(self, steps: Iterator[bytes]) -> bytes | None:
+        """The next piece. One for all archives per turn of the loop: compressing takes
+        milliseconds, and a hundred downloads at once must not take a hundred times that
+        from everybody else.
+        """
+        async with self._archive_turn:
+            piece = next(steps, None)
+            await asyncio.sleep(0)
+        return piece
+
     async def _send_archive(self, exchange: Exchange, job: Job, kind: str) -> None:
         files = tuple(job.outputs.values())
         name = f"outputs.{kind}"
@@ -517,9 +528,9 @@ class Handlers:
         try:
             await exchange.start(200, headers, length)
             if exchange.request.method != "HEAD":
-                for piece in archive.stream(kind, kept.outputs_fd, files):
-                    await exchange.write(piece)
-                    await asyncio.sleep(0)  # others have their turn between two pieces
+                steps = archive.stream(kind, kept.outputs_fd, files)
+                while (step := await self._archive_step(steps)) is not None:
+                    await exchange.write(step)
             await exchange.finish()
         finally:
             kept.release()

@@ -89,7 +89,8 @@ class Peer(Wire):
                 self.websocket.feed(data)
                 return
             self.connection.receive(data)
-            if self.connection.buffered > BUFFER_HIGH:
+            # Of the next requests no more than one read is held: a handler may wait long.
+            if self.connection.buffered > BUFFER_HIGH or self.connection.state is State.DONE:
                 self.pause()
             self._wake_body()
         elif self.phase is Phase.LINGER:

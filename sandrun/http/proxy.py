@@ -8,7 +8,9 @@ the client's own words and are ignored.
 The chain of hops is read from our end and ends at the first one that is not
 trusted: what stands left of it, that one made up or passed on unseen. A request
 that carries both Forwarded and X-Forwarded-For is refused: a proxy writes one of
-them and lets the client's own other one through, and we cannot tell which.
+them and lets the client's own other one through, and we cannot tell which. So is a
+malformed Forwarded: with a quote that it leaves open, a client could swallow what the
+proxy appends, and would be taken for the proxy.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import ipaddress
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, NoReturn
 
 from sandrun.errors import ProtocolError
 from sandrun.http.exchange import Headers
@@ -111,14 +113,17 @@ def parse_hop(text: str) -> str | None:
 
 
 def _forwarded_hops(value: str) -> list[tuple[str, str]]:
-    """RFC 7239 → (for, proto) of each hop; a hop without a usable ``for`` gives ""."""
+    """RFC 7239 → (for, proto) of each hop; a hop without a usable ``for`` gives "".
+
+    Raises :class:`RequestError` 400.
+    """
     hops: list[tuple[str, str]] = []
     hop: dict[str, str] = {}
     at = 0
     while at < len(value):
         found = _FORWARDED_PAIR.match(value, at)
         if found is None:
-            return [*hops, ("", "")]
+            _malformed()
         name, text = found.groups()
         hop[name.lower()] = text[1:-1] if text.startswith('"') else text
         at = found.end()
@@ -126,9 +131,13 @@ def _forwarded_hops(value: str) -> list[tuple[str, str]]:
             hops.append((hop.get("for", ""), hop.get("proto", "").lower()))
             hop = {}
         elif value[at] != ";":
-            return [*hops, ("", "")]
+            _malformed()
         at += 1
     return hops
+
+
+def _malformed() -> NoReturn:
+    refuse(400, "ambiguous_client", "the Forwarded field is malformed: the proxy must replace it")
 
 
 class ProxyHeader(NamedTuple):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 MAX_BODY: Final = MIB
 STEPS_PER_TURN: Final = 20_000  # characters matched before others have their turn: about 10 ms
 MAX_STEPS: Final = 1_000_000  # then the answer says that it is not complete
+STEP_S: Final = 0.5e-6  # of CPU time, which the client pays like a job's
 
 
 async def validate(exchange: Exchange, app: App) -> api.Validated:
@@ -27,7 +28,7 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
     kind = media_type(exchange)
     if kind != "application/json":
         raise unsupported(kind, "application/json")
-    body = api_decode(api.decode_validate, await read_json(exchange, MAX_BODY))
+    body = api_decode(api.decode_validate, await read_json(exchange, app.budget, MAX_BODY))
     given = manifest.Manifest()
     if body.manifest:
         given = manifest.parse(bytes(body.manifest), app.rules)
@@ -46,6 +47,11 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
             spec, [(path, True) for path in plain], lambda _: b"", app.rules.interpreters
         )
     client = app.quota.client(exchange.request.client, app.clock())
+    # Half a second of our time for 18 KB of request: it is the client's, and who has
+    # none left gets an answer that says it is not complete.
+    standing = app.quota.standing(client, app.clock())
+    outputs, steps = await _match(spec, plain, 0 if standing.reason == "cpu_seconds" else MAX_STEPS)
+    app.quota.charge(client, steps * STEP_S, app.clock())
     position = len(app.queue) + 1 if app.queue else 0
     return api.Validated(
         valid=True,
@@ -55,7 +61,7 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
         profile=spec.profile,
         limits=views.limit_column(spec.limits),
         why=_why(given, has_archive=len(plain) != len(paths)),
-        outputs=await _match(spec, plain),
+        outputs=outputs,
         warm=app.leases.has_warm(*app.kind(spec)),
         position=position,
         eta_s=app.eta_s(position),
@@ -75,8 +81,10 @@ def _why(given: manifest.Manifest, *, has_archive: bool) -> dict[str, str]:
     }  # fmt: skip
 
 
-async def _match(spec: JobSpec, paths: list[str]) -> list[api.PatternMatch]:
-    """Which of the uploaded files each pattern fits (unchanged inputs are no outputs)."""
+async def _match(spec: JobSpec, paths: list[str], most: int) -> tuple[list[api.PatternMatch], int]:
+    """Which of the uploaded files each pattern fits (unchanged inputs are no outputs), and
+    the steps that it took: ``most`` or a little more.
+    """
     found = []
     steps = turn = 0
     for pattern in spec.outputs:
@@ -86,7 +94,7 @@ async def _match(spec: JobSpec, paths: list[str]) -> list[api.PatternMatch]:
         for path in paths:
             steps += len(path)
             turn += len(path)
-            if steps > MAX_STEPS:
+            if steps > most:
                 complete = False
                 break
             if turn > STEPS_PER_TURN:
@@ -95,4 +103,4 @@ async def _match(spec: JobSpec, paths: list[str]) -> list[api.PatternMatch]:
             if matcher.match(path):
                 files.append(path)
         found.append(api.PatternMatch(pattern=pattern, files=files, complete=complete))
-    return found
+    return found, min(steps, most)

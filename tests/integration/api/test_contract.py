@@ -326,7 +326,7 @@ def test_outputs_of_a_job_that_runs_are_409(start: Callable[..., Any]) -> None:
         (b'{"code": "x", "manifest": {"env": {"LD_PRELOAD": "x"}}}', "forbidden_variable"),
         (b'{"code": "x", "stdin": "' + b"y" * 100_000 + b'"}', "manifest_too_large"),
         (b'{"code": "\\ud800"}', "bad_json"),
-        (b'{"manifest": ' + b'{"a":' * 100_000, "bad_json"),
+        (b'{"manifest": ' + b'{"a":' * 30_000, "bad_json"),
     ],
 )
 def test_bad_json_bodies(node: Any, body: bytes, code: str) -> None:
@@ -386,6 +386,70 @@ def test_past_the_bound_of_all_uploads_new_ones_wait(start: Callable[..., Any]) 
     assert reply.status_code == 503
     assert reply.json()["code"] == "uploads_full"
     assert reply.headers["retry-after"]
+
+
+@pytest.mark.parametrize("path", ["/submit", "/validate"])
+def test_json_counts_as_upload_while_it_comes(start: Callable[..., Any], path: str) -> None:
+    """Slow JSON bodies, of 8 MiB each, were bounded by the number of clients alone."""
+    node = start(
+        msgspec.structs.replace(
+            Config(), http=Http(max_uploads_total_mb=1), rate_limit=RateLimit(enabled=False)
+        )
+    )
+    part = b'{"code": "' + b"x" * 600_000
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        "Content-Length: 700000\r\n\r\n"
+    ).encode()
+    port = httpx.URL(node.url).port
+    with socket.create_connection(("127.0.0.1", port), 20) as first:
+        first.sendall(head + part)
+
+        def held() -> int:
+            text = httpx.get(f"{node.admin_url}/metrics").text
+            return int(text.partition("\nsandrun_upload_bytes ")[2].split()[0])
+
+        while held() != len(part):
+            pass
+        with socket.create_connection(("127.0.0.1", port), 20) as second:
+            second.sendall(head + part)
+            assert second.recv(12) == b"HTTP/1.1 503"
+        assert held() == len(part)
+    while held():
+        pass
+    assert node.run().status_code == 200
+
+
+def test_json_of_nothing_but_tiny_files_is_refused_before_it_is_decoded(node: Any) -> None:
+    names = (f'"{number:x}":""' for number in range(600_000))
+    body = ('{"files":{' + ",".join(names) + "}}").encode()
+    reply = node.client.post("/submit", content=body, headers={"Content-Type": "application/json"})
+    assert (reply.status_code, reply.json()["code"]) == (413, "too_many_files")
+
+
+def test_json_may_hold_any_number_of_quotes_and_all_the_files_there_may_be(node: Any) -> None:
+    quotes = {"main.py": '"' * 200_000, "b": "\\" * 100_001}
+    assert node.client.post("/run", json={"files": quotes}).status_code == 200
+    files = {f"d/{number}": "" for number in range(9_999)} | {"main.py": '"'}
+    assert node.client.post("/run", json={"files": files}).status_code == 200
+
+
+def test_a_dry_run_is_paid_for_by_who_asks(start: Callable[..., Any]) -> None:
+    """18 KB of patterns and paths cost half a second of http, as often as anybody liked."""
+    node = start(Config())
+    body = {
+        "manifest": {"outputs": [f"*{number}*x" for number in range(60)]},
+        "files": ["main.py", *(f"{number}{'a' * 40}" for number in range(1000))],
+    }
+    for _ in range(60):
+        reply = node.client.post("/validate", json=body)
+        assert reply.status_code == 200
+        if not any(match["complete"] for match in reply.json()["outputs"]):
+            break
+    else:
+        pytest.fail("it never ends")
+    assert reply.json()["quota"]["reason"] == "cpu_seconds"
+    assert node.client.post("/run", json={"code": "x"}).status_code == 429
 
 
 # ── origins ─────────────────────────────────────────────────────────────────

@@ -167,6 +167,38 @@ def test_the_body_is_read_only_as_fast_as_the_handler_takes_it() -> None:
     run(main())
 
 
+def test_pipelined_requests_are_held_one_read_deep_while_a_handler_waits() -> None:
+    """64 KiB and a read of them were taken from each of any number of connections."""
+
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def waiting(exchange: Exchange) -> None:
+            await go.wait()
+            await exchange.respond(Response(200, b"{}"))
+
+        async with serving(waiting) as (server, port):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET)
+            await until(lambda: server.connections == 1 and server.idle_connections == 0)
+            (peer,) = server._peers
+            writer.write(GET)
+            await until(lambda: peer.connection.buffered > 0)
+            held = peer.connection.buffered
+            writer.write(GET * 100)
+            for _ in range(1000):
+                await asyncio.sleep(0)
+            assert peer.connection.buffered == held
+            go.set()
+            for _ in range(102):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200")
+                await reader.readexactly(2)
+            writer.close()
+
+    run(main())
+
+
 def test_a_client_that_dies_in_its_upload_is_seen_at_once() -> None:
     seen: list[str] = []
     over = asyncio.Event()

@@ -211,12 +211,31 @@ def test_a_trusted_proxy_names_the_client_by_header() -> None:
                     (b'Forwarded: for=1.1.1.1, for="[2001:db8::7]:80";proto=https;by=x',),
                     b"2001:db8::7 True True",
                 ),
-                ((b"Forwarded: for=203.0.113.7, nonsense;;",), b"127.0.0.1 False False"),
+                ((b"Forwarded: for=203.0.113.7, for=unknown",), b"127.0.0.1 False False"),
             ):
                 (answer,) = parse_answers(await talk(port, get(*fields)))
                 assert answer.body == expected, fields
             both = get(b"X-Forwarded-For: 203.0.113.7", b"Forwarded: for=203.0.113.8")
             assert parse_answers(await talk(port, both))[0].status == 400
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    "own",
+    [b'for="', b'for=6.6.6.6;x="', b"for=6.6.6.6, nonsense;;", b"for", b"=", b'for="a"b', b"for=a b"],
+)
+def test_a_client_cannot_swallow_what_its_proxy_says_of_it(own: bytes) -> None:
+    """An open quote in the client's part made the client the proxy: another quota, and
+    the proxy's acknowledgement of an archive counted as the client's."""
+
+    async def main() -> None:
+        async with serving(who, trusted_proxies=("127.0.0.1",)) as (_, port):
+            for appended in (b"for=203.0.113.7", b'for="[2001:db8::7]:80";by="_x"'):
+                for fields in ([own + b", " + appended], [own, appended]):
+                    lines = (b"Forwarded: " + field for field in fields)
+                    (answer,) = parse_answers(await talk(port, get(*lines)))
+                    assert answer.status == 400, fields
 
     run(main())
 

@@ -213,6 +213,18 @@ def entry(**changes: object) -> OutputFile:
     return OutputFile(**(good | changes))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["tar.gz", "zip", "tar"])
+def test_an_archive_comes_in_small_steps_however_well_it_packs(kind: str) -> None:
+    """100 MB of zeros came in one step of half a second: nothing left the compressor."""
+    size = 32 * 1024 * 1024
+    fd = os.memfd_create("outputs")
+    os.ftruncate(fd, size)
+    file = OutputFile(path="zeros", size_bytes=size, sha256="0" * 64, offset=0)
+    steps = sum(1 for _ in archive.stream(kind, fd, (file,)))
+    os.close(fd)
+    assert steps >= size / archive.PIECE_BYTES
+
+
 def test_a_good_index_is_read() -> None:
     fd, offset, size = index_of([entry(), entry(path="b/c", offset=90)])
     assert len(archive.read_index(fd, offset, size).files) == 2
