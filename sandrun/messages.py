@@ -468,7 +468,7 @@ class Prepare(_Message, frozen=True):
     ``programs``: compiled seccomp filters by name ("zygote", "default", "compute").
     ``uid_base``: first of 65,536 user ids of the host that are this spawner's.
     ``known_environments``: names that a job.json may ask for. ``native``: PID 1s are to
-    be the compiled one; descriptors: its program, and the library that starts it.
+    be the compiled one; descriptors: those of ``pool.native.build.Native``.
     """
 
     environment: Name

@@ -23,6 +23,7 @@ HOME: Final = "/home/sandrun"
 BOX: Final = "/run/box"  # where a sandbox's tmpfs is for a moment, before it is bound
 ENVIRONMENT: Final = "/opt/env"
 RUNTIME: Final = "/run/sandrun"  # our own scripts for warm interpreters
+FORK_LIBRARY: Final = f"{RUNTIME}/fork.so"  # by which a template forks, if there is one
 WARM_PYTHON: Final = f"{RUNTIME}/python"  # on the warm python3's path at its start
 # (directory of the sandbox's tmpfs, where it is bound)
 WRITABLE: Final = (("work", WORK), ("home", HOME), ("tmp", "/tmp"), ("shm", "/dev/shm"))

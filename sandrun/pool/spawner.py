@@ -428,8 +428,9 @@ def prepare_root(prepare: Prepare, native: list[int]) -> Launcher | None:
 
     def load_native() -> None:
         if prepare.native:
-            program, library = native
+            program, library, fork = native
             launchers.append(Launcher(library, _read(f"/proc/self/fd/{program}"), _NEW_ROOT))
+            _write(f"{_NEW_ROOT}{mounts.FORK_LIBRARY}", _read(f"/proc/self/fd/{fork}"), 0o755)
 
     for name, step in (
         ("private_namespaces", private_namespaces),

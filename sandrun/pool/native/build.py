@@ -26,7 +26,8 @@ CURE: Final = "apt install gcc libc6-dev"
 _COMPILERS: Final = ("cc", "gcc", "clang")
 _COMMON: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fstack-protector-strong")
 _INIT_FLAGS: Final = (*_COMMON, "-D_FORTIFY_SOURCE=2", "-fPIE", "-static-pie")
-_LAUNCH_FLAGS: Final = (*_COMMON, "-shared", "-fPIC")
+_LIBRARIES: Final = ("launch", "fork")
+_LIBRARY_FLAGS: Final = (*_COMMON, "-shared", "-fPIC")
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -35,10 +36,13 @@ class NotBuilt(Exception):
 
 
 class Native(NamedTuple):
-    """Sealed memory files: PID 1's program, and the library that starts it."""
+    """Sealed memory files: PID 1's program, the library that starts it, and the one by
+    which templates fork.
+    """
 
     init: int
     launch: int
+    fork: int
 
 
 def load(defines: tuple[str, ...] = ()) -> Native:
@@ -77,10 +81,13 @@ def fault() -> str:
 
 def _compile(compiler: str, directory: Path, defines: tuple[str, ...]) -> None:
     macros = tuple(f"-D{name}" for name in defines)
-    inits = sorted(str(path) for path in SOURCE.glob("*.c") if path.name != "launch.c")
+    sources = sorted(str(path) for path in SOURCE.glob("*.c") if path.stem not in _LIBRARIES)
     for argv in (
-        (compiler, *_INIT_FLAGS, *macros, "-o", str(directory / "init"), *inits),
-        (compiler, *_LAUNCH_FLAGS, "-o", str(directory / "launch.so"), str(SOURCE / "launch.c")),
+        (compiler, *_INIT_FLAGS, *macros, "-o", str(directory / "init"), *sources),
+        *(
+            (compiler, *_LIBRARY_FLAGS, "-o", f"{directory}/{name}.so", f"{SOURCE}/{name}.c")
+            for name in _LIBRARIES
+        ),
     ):
         try:
             done = subprocess.run(
@@ -104,12 +111,9 @@ def _keep(directory: Path, kept: Path) -> None:
 
 
 def _read(directory: Path) -> Native:
-    init = _sealed("sandrun-init", (directory / "init").read_bytes())
-    try:
-        return Native(init, _sealed("sandrun-launch", (directory / "launch.so").read_bytes()))
-    except OSError:
-        os.close(init)
-        raise
+    names = ("init", *(f"{name}.so" for name in _LIBRARIES))
+    contents = [(name, (directory / name).read_bytes()) for name in names]
+    return Native(*(_sealed(f"sandrun-{name}", content) for name, content in contents))
 
 
 def _sealed(name: str, content: bytes) -> int:
