@@ -22,7 +22,7 @@ import msgspec
 from sandrun.errors import SandrunError
 from sandrun.messages import MAX_LOCK_BYTES, NodeLock, Origin
 
-MAX_TEXT: Final = 2 * 1024 * 1024  # a lock of 3000 packages
+MAX_TEXT: Final = 1024 * 1024  # a lock of 2000 packages
 MAX_ENTRIES: Final = 2000
 _MAX_ORIGINS: Final = 8
 _WORD: Final = r"[A-Za-z0-9._~-]{1,214}"  # npm's rule for names, with the old upper case
@@ -90,7 +90,7 @@ def _parse(lock_text: str, package_text: str | None) -> NodeLock:
             entries[path] = _entry(path, _mapping(path, packages[path]), origins)
     package = {"name": "job", "version": "0.0.0", "private": True, **root}
     clean = {"name": "job", "version": "0.0.0", "lockfileVersion": 3, "packages": entries}
-    data = zlib.compress(msgspec.json.encode([package, clean], order="sorted"), 9)
+    data = zlib.compress(msgspec.json.encode([package, clean], order="sorted"))
     if len(data) > MAX_LOCK_BYTES:
         raise LockError("", f"the lock takes {len(data)} bytes; {MAX_LOCK_BYTES} at most")
     return NodeLock(

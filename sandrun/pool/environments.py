@@ -250,8 +250,27 @@ def _pyvenv(python: Python) -> bytes:
 
 
 def reserved_commands(config: Config) -> frozenset[str]:
-    """Names that no package may have for a program: an interpreter is the host's."""
-    return frozenset(os.path.basename(i.command[0]) for i in config.interpreters.values())
+    """Names that no package may have for a program: an interpreter is the host's.
+
+    One that is a script itself starts other programs by name when it is asked for its
+    version: then no program of the host may be shadowed.
+    """
+    commands = [interpreter.command[0] for interpreter in config.interpreters.values()]
+    names = {os.path.basename(command) for command in commands}
+    if any(_is_script(shutil.which(command, path=mounts.PATH)) for command in commands):
+        for directory in mounts.PATH.split(":"):
+            names.update(os.listdir(directory) if os.path.isdir(directory) else ())
+    return frozenset(names)
+
+
+def _is_script(program: str | None) -> bool:
+    if program is None:
+        return False
+    try:
+        with open(program, "rb") as file:
+            return file.read(2) == b"#!"
+    except OSError:
+        return False
 
 
 def site_packages(directory: Path, python: Python) -> Path:

@@ -254,6 +254,11 @@ class Installer:
         if self.index.ca_file:
             binds.append((os.path.realpath(self.index.ca_file), CA_FILE))
         for path in dict.fromkeys(self.index.readable_paths):
+            if f"{path}/".startswith(("/dev/shm/", f"{WORK}/")):
+                raise PackageError(
+                    f"{path} cannot be seen in a build sandbox, which has one of its own",
+                    fault=True,
+                )
             if not os.path.exists(path):
                 continue  # pip passes over a directory that is not there, and so do we
             needed = 0o005 if os.path.isdir(path) else 0o004

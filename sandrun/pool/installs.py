@@ -53,6 +53,7 @@ PREFIX: Final = "requirements-"
 NODE_PREFIX: Final = f"{PREFIX}node-"
 LOCK_SECONDS: Final = 3600.0  # how long a resolution is taken for the index's present one
 GRACE_SECONDS: Final = 60.0  # after an answer, until its job has been heard of
+NODE_RETRY_SECONDS: Final = 60.0
 QUEUE: Final = 64  # builds that wait; more are refused
 _LOCKS: Final = 10_000  # remembered: 64 bytes each
 _BUSY: Final = "too many installations wait already; try again"
@@ -188,6 +189,7 @@ class Installs:
         self._adding = asyncio.Lock()
         self._asking = asyncio.Lock()
         self._node: tuple[Python, npm.Registry] | None = None  # and what its npm is told
+        self._node_refusal: tuple[PackageError, float] | None = None
 
     async def install(self, wish: Install) -> Installed | InstallFailed:
         """Answer one wish; never raises."""
@@ -259,16 +261,26 @@ class Installs:
         name = node_interpreter(self.config)
         if name is None:
             raise PackageError("this server has no node")
-        async with self._asking:
-            if self._node is None:  # 0.6 s, once
-                command = self.config.interpreters[name].command[0]
-                node = await asyncio.to_thread(npm.find_node, command)
-                registry = await asyncio.to_thread(npm.discover, self.config.packages, os.environ)
-                self._node = node, registry
-        node, registry = self._node
+        node, registry = await self._ask_node(self.config.interpreters[name].command[0])
         asked = (f"# npm {wish.environment}", hashlib.sha256(lock.data).hexdigest())
         inputs = environments.lock_hash("\n".join((*asked, *registry.identity)), node)
         return Order(inputs, wish.environment, (), node, lock, registry)
+
+    async def _ask_node(self, command: str) -> tuple[Python, npm.Registry]:
+        """Asked once: it takes 0.6 s, which no client pays. A refusal holds for a while."""
+        async with self._asking:
+            if self._node is not None:
+                return self._node
+            if self._node_refusal and self.clock() - self._node_refusal[1] < NODE_RETRY_SECONDS:
+                raise self._node_refusal[0]
+            try:
+                registry = await asyncio.to_thread(npm.discover, self.config.packages, os.environ)
+                node = await asyncio.to_thread(npm.find_node, command)
+            except PackageError as error:
+                self._node_refusal = error, self.clock()
+                raise
+            self._node = node, registry
+            return self._node
 
     def _order(self, wish: Install) -> Order:
         base = self._base(wish)

@@ -11,7 +11,7 @@ import wheels
 
 from sandrun import config
 from sandrun.errors import HostError
-from sandrun.messages import Install, Installed, InstallFailed
+from sandrun.messages import Install, Installed, InstallFailed, NodeLock
 from sandrun.pool import installer, installs, package_index, seccomp
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="building a sandbox needs root")
@@ -199,3 +199,23 @@ def test_victims_are_enough_for_bytes_and_never_fresh_ones():
     ]
     assert installs.victims(entries, lambda _: False, 150.0, count=1, size_bytes=1) == []
     assert installs.victims(entries, lambda _: True, 150.0, count=3, size_bytes=15) == []
+
+
+def test_without_a_registry_node_packages_are_refused_without_asking_npm_each_time(make):
+    """What npm is asked for, no client pays."""
+
+    async def main():
+        cache, pool, clock = make()
+        lock = NodeLock(data=b"x", packages=1)
+        wished = Install(request=1, environment="default", lines=(), lock=lock)
+        first = await cache.install(wished)
+        second = await cache.install(wished)
+        return first, second, cache._node_refusal, clock.now, pool.environments
+
+    first, second, refusal, now, known = asyncio.run(main())
+    assert isinstance(first, InstallFailed)
+    assert "offline" in first.reason
+    assert first.reason == second.reason
+    assert not first.fault
+    assert refusal[1] == now
+    assert known == {}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandrun import requirements
+from sandrun import config, requirements
 from sandrun.config import Packages
 from sandrun.messages import Package
 from sandrun.pool import environments, package_index, proxy
@@ -378,3 +378,27 @@ def test_our_own_reading_of_the_index_follows_no_name_inside(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *a, **k: real("127.0.0.1", *a, **k))
     assert asyncio.run(main()) == [frozenset(), frozenset()]
     assert asked == []
+
+
+def test_a_script_among_the_interpreters_reserves_every_program_of_the_host(tmp_path, monkeypatch):
+    """It starts others by name, outside of any job, when the pool asks for its version."""
+    for name, text in (
+        ("wrapped", "#!/bin/sh\nuname\n"),
+        ("real", "\x7fELF"),
+        ("uname", "\x7fELF"),
+    ):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(environments.mounts, "PATH", f"{tmp_path}:/nonexistent")
+
+    def reserved(command):
+        return environments.reserved_commands(
+            config.parse(
+                f'[interpreters.x]\ncommand = ["{command}"]\n[environments.default]\n'
+                'interpreter = "x"\n'
+            )
+        )
+
+    assert reserved("real") == {"real"}
+    assert reserved("missing") == {"missing"}
+    assert reserved("wrapped") == {"wrapped", "real", "uname"}
