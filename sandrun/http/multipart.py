@@ -33,6 +33,7 @@ _BOUNDARY: Final = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./
 _PARAMETER: Final = re.compile(
     r';[ \t]*([!#$&+.^_`|~0-9A-Za-z*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s";,]*))[ \t]*'
 )
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _ESCAPED: Final = re.compile(r'\\(["\\])')
 # What browsers escape in a quoted name, and nothing else: '%' itself they do not.
 _BROWSER_ESCAPES: Final = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
@@ -153,6 +154,9 @@ def part_start(headers: list[tuple[str, str]]) -> PartStart:
     for name, value in headers:
         if name in by_name:
             bad_form(f"a part has two {name[:64]} lines")
+        if _CONTROL.search(value):
+            # A bare line feed; the parser sees it or not as the reads were cut.
+            bad_form(f"the {name[:64]} line of a part has a control character")
         by_name[name] = value
     if by_name.get("Content-Transfer-Encoding", "").strip().lower() not in _IDENTITY:
         bad_form("Content-Transfer-Encoding is not accepted, send the bytes as they are")

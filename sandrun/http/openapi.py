@@ -9,6 +9,7 @@ import msgspec
 from sandrun import __version__
 from sandrun.http import api
 from sandrun.http.archive import FORMATS
+from sandrun.http.problems import PROBLEMS
 from sandrun.http.router import ROUTES, Route
 from sandrun.manifest import Manifest
 
@@ -136,6 +137,10 @@ def document() -> dict[str, Any]:
     for body in (api.SubmitBody, api.ValidateBody):
         # The types hold its bytes, which ``sandrun.manifest`` reads.
         components[body.__name__]["properties"]["manifest"] = refs[Manifest]
+    components["Problem"]["properties"]["code"] |= {
+        "enum": sorted(PROBLEMS),
+        "description": "\n".join(f"- `{code}`: {said}" for code, said in PROBLEMS.items()),
+    }
     paths: dict[str, dict[str, Any]] = {}
     for route in ROUTES:
         if not route.admin:

@@ -154,6 +154,23 @@ def test_what_follows_the_last_boundary_is_ignored_however_it_is_cut():
         assert parse(FORM + b"epilogue\r\n--XX\r\n", [cut]) == PARTS
 
 
+@pytest.mark.parametrize("control", [b"\n", b"\r", b"\0", b"\x0b", b"\x7f"])
+@pytest.mark.parametrize("place", [b"form-data@; name", b'"a@.py"', b"text/@plain"])
+def test_a_control_character_in_a_parts_head_is_refused_however_it_is_cut(control, place):
+    """Found by fuzzing: a bare line feed passed when the form came in one read."""
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.py"\r\n'
+        b"Content-Type: text/plain\r\n\r\nx\r\n--b--\r\n"
+    )
+    form = form.replace(place.replace(b"@", b""), place.replace(b"@", control))
+    for step in (1, 2, 7, len(form)):
+        parser = FormParser("multipart/form-data; boundary=b", max_parts=5)
+        with pytest.raises(RequestError) as caught:
+            for at in range(0, len(form), step):
+                list(parser.feed(form[at : at + step]))
+        assert caught.value.code == "bad_form"
+
+
 def test_parts_and_their_heads_are_bounded():
     many = part(b"form-data; name=a") * 10_000 + b"--XX--"
     with pytest.raises(RequestError) as caught:
