@@ -26,8 +26,9 @@ Who may parse what
 =============  ===========================  =====================================
 process        runs as                      parses
 =============  ===========================  =====================================
-supervisor     root                         nothing that a client or job wrote
+supervisor     root                         messages of http, each field bounded
 spawner        root of a user namespace     nothing that a client or job wrote
+assistant      root of a user namespace     three bytes of PID 1 (if that is compiled)
 http           a uid of its own, confined   HTTP, multipart, JSON
 PID 1          uid P, confined              messages of http; its child's report
 unpack child   uid J, confined as the job   archives and the job.json in them
@@ -36,11 +37,25 @@ job            uid J, confined              whatever it likes
 
 What http could do if it were taken over: run jobs, read the jobs it holds, lie to
 their owners. It cannot open a file, start a program, reach the network or exceed
-the limits that PID 1 and the supervisor know from the configuration.
+the limits that PID 1 and the supervisor know from the configuration; its system
+call filter and its Landlock domain each say so without the other.
 
 What a job could do if it broke PID 1: kill itself, lie about itself, fill its own
 log and outputs. PID 1 has no capability, no other uid's processes and no
-descriptor but this sandbox's.
+descriptor but this sandbox's, and it may ask the assistant for each kind of child
+once.
+
+What is left of a deleted job: nothing that a process holds. Its files, log and
+outputs are memory that was only ever reachable by descriptors; the last of them is
+closed, and the kernel zeroes a page before anybody sees it again. We overwrite
+nothing ourselves: the larger part, the job's own memory, is out of our reach, so it
+would promise what only ``init_on_free=1`` keeps (the doctor and ``/privacy`` tell).
+
+What jobs that want to can still tell each other, or notice of the host: load and free
+memory by sysinfo(2) and by timing; which shared files were read lately, by timing; and
+locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
+job can hold such a lock for as long as it runs. A host whose programs lock files that
+live below ``/usr`` should know that.
 
 Where to read on
 ----------------

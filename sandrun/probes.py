@@ -489,22 +489,27 @@ def _kernel_config() -> str:
 
 _LANDLOCK: Final = "Linux 5.13 or later, booted with landlock in lsm="
 _APT: Final = "apt-get install libseccomp2"
+_NAMESPACES: Final = (
+    "a kernel with CONFIG_NAMESPACES and each of its kinds; no container runtime, security "
+    "module or SystemCallFilter= in between"
+)
+_MOUNTS: Final = "CAP_SYS_ADMIN, and no container runtime or security module that forbids mounts"
 _DELEGATE: Final = "start in a systemd unit with Delegate=yes, or with systemd-run -p Delegate=yes"
 
 # Each tuple shares a child. Order matters: what narrows the process comes last.
 GROUPS: Final[tuple[tuple[Check, ...], ...]] = (
     (
-        Check("ipc_namespace", "namespaces", ipc_namespace),
-        Check("uts_namespace", "namespaces", uts_namespace),
-        Check("net_namespace", "namespaces", net_namespace),
-        Check("mount_namespace", "namespaces", mount_namespace),
-        Check("cgroup_namespace", "namespaces", cgroup_namespace),
-        Check("pid_namespace", "namespaces", pid_namespace),
+        Check("ipc_namespace", "namespaces", ipc_namespace, _NAMESPACES),
+        Check("uts_namespace", "namespaces", uts_namespace, _NAMESPACES),
+        Check("net_namespace", "namespaces", net_namespace, _NAMESPACES),
+        Check("mount_namespace", "namespaces", mount_namespace, _NAMESPACES),
+        Check("cgroup_namespace", "namespaces", cgroup_namespace, _NAMESPACES),
+        Check("pid_namespace", "namespaces", pid_namespace, _NAMESPACES),
     ),
-    (Check("user_namespace", "namespaces", user_namespace),),
-    (Check("nested_user_namespace", "namespaces", nested_user_namespace),),
+    (Check("user_namespace", "namespaces", user_namespace, _NAMESPACES),),
+    (Check("nested_user_namespace", "namespaces", nested_user_namespace, _NAMESPACES),),
     (
-        Check("tmpfs", "file system", tmpfs),
+        Check("tmpfs", "file system", tmpfs, _MOUNTS),
         Check(
             "tmpfs_noswap",
             "file system",
@@ -518,16 +523,16 @@ GROUPS: Final[tuple[tuple[Check, ...], ...]] = (
             detached_mounts,
             "Linux 5.12 or later",
         ),
-        Check("device_nodes", "file system", device_nodes),
+        Check("device_nodes", "file system", device_nodes, _MOUNTS),
         Check("proc_subset", "file system", proc_mount, "Linux 5.8 or later"),
     ),
-    (Check("pivot_root", "file system", pivot),),
+    (Check("pivot_root", "file system", pivot, _MOUNTS),),
     (
         Check("pidfd", "", pidfd, "Linux 5.3 or later"),
-        Check("memfd_sealing", "memory", memfd_sealing),
-        Check("descriptors", "", descriptors, mandatory=False),
-        Check("no_new_privs", "privileges", no_new_privs),
-        Check("capabilities", "privileges", capabilities),
+        Check("memfd_sealing", "memory", memfd_sealing, "Linux 3.17 or later"),
+        Check("descriptors", "", descriptors, "a higher LimitNOFILE= in the unit", mandatory=False),
+        Check("no_new_privs", "privileges", no_new_privs, "Linux 3.5 or later"),
+        Check("capabilities", "privileges", capabilities, "start with CAP_SETPCAP"),
         Check("landlock", "file system", landlock, _LANDLOCK, mandatory=False),
         Check(
             "seccomp",
@@ -543,7 +548,9 @@ READ_ONLY: Final = (
     Check("libseccomp", "", libseccomp, _APT, mandatory=False),
     Check("cgroup", "limits", cgroup, _DELEGATE),
     Check("swap", "memory", swap, "swapoff -a, or boot with cgroup v2"),
-    Check("core_dumps", "memory", core_dumps, mandatory=False),
+    Check(
+        "core_dumps", "memory", core_dumps, "sysctl -w kernel.core_pattern=core", mandatory=False
+    ),
     Check(
         "init_on_free",
         "memory",

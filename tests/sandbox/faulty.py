@@ -11,7 +11,8 @@ have mapped: ``kind place step``, for example ``fail boot proc``. Kinds: ``fail`
 (the step raises EPERM and does nothing), ``skip`` (it does nothing and says that
 all is well), ``die`` (its process ends there). Several are joined by
 semicolons. An interpreter that forks for us (``template``) has no such mapping; its
-source is changed when the spawner prepares.
+source is changed when the spawner prepares. The compiled PID 1 (``native``) is
+compiled with SANDRUN_FAULTS for this and gets the mapping's descriptor.
 """
 
 from __future__ import annotations
@@ -93,12 +94,14 @@ class FaultySupplies(Supplies):
         return super().tmpfs(options)
 
 
-def serve(path, argv):
-    """The ordinary server, on a host like that."""
+def serve(path, init, argv):
+    """The ordinary server, on a host like that. ``init``: native or python."""
     import sandrun.__main__
     from sandrun import supervisor
+    from sandrun.pool.native import build
 
-    supervisor.load_native = lambda _: None  # the steps that are wrapped are Python's
+    defines = ("SANDRUN_FAULTS",)
+    supervisor.load_native = lambda _: build.load(defines) if init == "native" else None
     sys.exit(sandrun.__main__.serve(argv, FaultySupplies(path)))
 
 
@@ -117,6 +120,7 @@ def spawner(path, fd):
         setattr(real, name, control.wrap("prepare", getattr(real, name)))
     real.write_id_maps = once_prepared(control, real.write_id_maps)
     libc.clone = control.wrap("spawn", libc.clone, "clone")
+    give_seam(control, path)
     template_fault = [name for _, place, name in control.faults if place == "template"]
     if template_fault:
         real._RUNTIME_FILES = (
@@ -147,6 +151,24 @@ def spawner(path, fd):
         boot.attest._mounts = lambda _: None
     sys.argv = [sys.argv[0], fd]
     sys.exit(real.main())
+
+
+def give_seam(control, path):
+    """The compiled PID 1 finds the mapping behind its control files; see main.c."""
+    from sandrun.pool import assist
+    from sandrun.pool.native.launcher import Launcher
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    start = Launcher.start
+
+    def start_with_seam(self, channel, gate, order_fds, template):
+        control.meet("spawn", "clone")
+        return start(self, channel, gate, [*order_fds, fd], template)
+
+    Launcher.start = start_with_seam
+    # Those of its children that are Python's have one step of another name.
+    names = [step.__name__.strip("_").replace("dumpable", "die_with_parent") for step in assist.STEPS]
+    assist.STEPS = tuple(map(control.wrap, ["late"] * len(names), assist.STEPS, names))
 
 
 def once_prepared(control, write_id_maps):
@@ -187,5 +209,5 @@ CHILD_STEPS = tuple(map(_broken, CHILD_STEPS))
 if __name__ == "__main__":
     role, path, *rest = sys.argv[1:]
     if role == "serve":
-        serve(path, rest)
+        serve(path, rest[0], rest[1:])
     spawner(path, *rest)

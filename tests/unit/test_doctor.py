@@ -211,3 +211,16 @@ def test_the_doctor_starts_before_anything_is_installed() -> None:
     assert not report["ok"]
     assert "cgroupspy" in packages["cause"]
     assert "pip install" in packages["cure"]
+
+
+def test_every_layer_that_is_missing_has_a_cause_and_a_cure() -> None:
+    checks = [*(check for group in probes.GROUPS for check in group), *probes.READ_ONLY]
+    for check in checks:
+        for outcome in (
+            probes.Outcome(cause="not as wanted"),
+            probes.Outcome(cause="the call failed", errno=errno.EIO),
+            probes.Outcome(cause="killed by SIGSYS", errno=errno.EPERM),
+        ):
+            found = probes._judge(check, outcome)
+            assert found.cause == outcome.cause, check.name
+            assert found.cure, check.name

@@ -66,6 +66,27 @@ def _no_growth_by_orphans(target: Target) -> None:
     expect(found == ("nonzero_exit", 7), f"ended as {found}")
 
 
+_LOCKER: Final = """
+import fcntl, os
+for path in ("/usr/bin/env", "/usr/lib", "/etc/passwd"):
+    fd = os.open(path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.path.isfile(path):
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+if os.fork() == 0:
+    os.setsid()
+    while True: os.sched_yield()
+print("held")
+"""
+
+
+def _locks_end_with_their_job(target: Target) -> None:
+    """Twice the same: the second finds every file free, whatever the first left running."""
+    for _ in range(2):
+        answer = target.run({"main.py": _LOCKER})
+        expect(answer["stdout"] == "held\n", f"printed {answer['stdout']!r}: {answer['stderr']!r}")
+
+
 def _spoofed_verdicts(target: Target) -> None:
     """Whatever a job prints about its end, its end is told by its sandbox."""
     forged = (
@@ -343,6 +364,12 @@ CASES: Final[tuple[Case, ...]] = (
             data = struct.pack("iII", pid, uid, gid)
             refused((uid, pid), a.sendmsg, [b"x"], [(socket.SOL_SOCKET, 2, data)], by=("EPERM", "EINVAL"))
         """,
+    ),
+    Call(
+        id="H18.locks",
+        title="locks on files that all jobs see end with their job",
+        run=_locks_end_with_their_job,
+        heavy=True,  # alone: two at once would meet each other's
     ),
     Call(
         id="K17.times",
