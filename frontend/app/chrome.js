@@ -158,6 +158,6 @@ export const toastView = () => store.toast.text && html`<div class=${['toast', s
   ${store.toast.action && html`<button type="button" class="link" onClick=${() => { store.toast.action.run(); store.toast.text = '' }}>${store.toast.action.label}</button>`}
 </div>`
 
-export const dropOverlay = (isOver) => isOver && html`<div class="drop-overlay" aria-hidden="true"><div>${icon('folder', 32)}<b>Drop to take it in</b><span>Directories are walked to the bottom</span></div></div>`
+export const dropOverlay = (isOver) => isOver && html`<div class="drop-overlay" aria-hidden="true"><div>${icon('folder', 32)}<b>Drop to take it in</b><span>Folders are read all the way down</span></div></div>`
 
 export const liveRegion = () => html`<div class="offscreen" role="status" aria-live="polite" aria-atomic="true">${store.spoken.value}</div>`

@@ -433,7 +433,7 @@ const cost = () => {
   const left = balance.value ?? q.available
   const refill = (q.limit - left) / (q.limit / 60)
   const state = left >= q.limit - 0.05 ? `${amount(left)} CPU-seconds of budget, full`
-    : `${left > 0 ? amount(left) : 'no'} of ${amount(q.limit)} CPU-seconds left, refilled in ${countdown(refill)}`
+    : `${amount(Math.max(0, left))} of ${amount(q.limit)} CPU-seconds left, refilled in ${countdown(refill)}`
   return `May use up to ${amount(most)} s; ${state}`
 }
 

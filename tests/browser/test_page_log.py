@@ -74,6 +74,17 @@ def test_100_000_lines_stay_smooth_and_searchable(page):
     expect(page.raw.locator(".log-line.found .hit")).to_have_text("line 54321 ")
 
 
+def test_on_a_phone_the_log_scrolls_in_itself_and_stays_at_its_end(open_page, server):
+    """It once grew with its lines: all of them were rendered, and nothing followed."""
+    page = open_page(server.url, width=360, height=740)
+    page.is_ready()
+    page.run("for n in range(3000): print('line', n)\n")
+    expect(page.log).to_contain_text("line 2999")
+    assert page.raw.locator(".log-line").count() < 200
+    box = page.raw.locator(".log-frame").bounding_box()
+    assert box["height"] < 740
+
+
 def test_following_stops_when_the_user_scrolls_up_and_comes_back(page):
     page.write(
         "import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n"
