@@ -104,7 +104,8 @@ export const LogView = {
     }
 
     // Whatever moves the end (lines, wrapping, the window's size): who follows stays there.
-    watch(() => [range.value.rows, view.height, view.row], () => {
+    // Three getters, not one list: a list is new each time, and scrolling would set this off for ever.
+    watch([() => range.value.rows, () => view.height, () => view.row], () => {
       if (options.follow) toTail()
     }, { flush: 'post' })
     watch(() => store.log.value, () => { options.follow = true; lastTop = view.top = 0 })
