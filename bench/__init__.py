@@ -3,6 +3,7 @@
 ::
 
     python -m bench [--quick] [--only NAME,...]     all of issue 3's figures, as root
+    python -m bench --readme [FILE]                 the newest results as Markdown
     python -m bench.load URL --jobs N --clients C   a load generator for any server
     python -m bench.soak [--minutes N]              a mixed load that must leave nothing
     python -m bench.page [--samples N]              the page in real Chromium, click to result

@@ -136,6 +136,31 @@ class Report:
         return page
 
 
+def saved(file: Path) -> Report:
+    """A report that :meth:`Report.write` wrote, without printing it again."""
+    data = json.loads(file.read_text())
+    report = Report.__new__(Report)
+    report.machine, report.rows = data["machine"], [Row(**row) for row in data["rows"]]
+    return report
+
+
+README_SUITES = ("zygote", "run", "open loop", "throughput", "scale", "idle", "peers")
+
+
+def markdown(report: Report) -> str:
+    """The README's table: targets, then the figures a reader compares."""
+    facts = ", ".join(f"{key} {value}" for key, value in report.machine.items() if key != "load")
+    lines = [f"Measured on {facts}.", "", "| target | measured | |", "|---|---|---|"]
+    lines += [f"| {text} | {value} | {met} |" for text, value, met in report.targets()]
+    lines += ["", "| figure | value | × bare | p99 | CPU per job |", "|---|---|---|---|---|"]
+    for suite in README_SUITES:
+        for row in report.rows:
+            if row.suite == suite:
+                what, value, ratio, _, p99, cpu, *_ = _cells(row)
+                lines.append(f"| {what} | {value} | {ratio} | {p99} | {cpu} |")
+    return "\n".join(lines)
+
+
 def _line(*words: str) -> str:
     what, value, ratio, low, p99, cpu, n, note = words
     return f"  {what:<34} {value:>13} {ratio:>7} {low:>7} {p99:>11} {cpu:>9} {n:>6}  {note}"
