@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,12 +58,14 @@ def main() -> int:
             setting = replace(setting, data_python=prepare_data(config))
         for name in names:
             gc.collect()
+            begun = time.monotonic()
             try:
                 SUITES[name](setting)
             except (RuntimeError, TimeoutError, OSError) as error:
                 # The other suites' figures are worth having; the status tells.
                 failed.append(f"{name}: {error or type(error).__name__}")
                 print(f"  {failed[-1]}", flush=True)
+            print(f"  ({name}: {time.monotonic() - begun:.0f} s)", flush=True)
     setting.report.print_targets()
     print(f"\n{setting.report.write(RESULTS)}")
     print("\n".join(f"not measured: {line}" for line in failed), end="\n" if failed else "")

@@ -62,12 +62,12 @@ class Setting:
     @property
     def samples(self) -> int:
         """Of one latency."""
-        return 30 if self.quick else 150
+        return 30 if self.quick else 100
 
     @property
     def seconds(self) -> float:
         """Of one throughput."""
-        return 2.0 if self.quick else 6.0
+        return 2.0 if self.quick else 4.0
 
     def config(self, *, ready: int = 6, ready_max: int = 32, data: bool = True) -> str:
         """TOML of a node whose environments are named after their start mode."""
