@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from bench.jobs import Job
 from sandrun.channel import Channel, Closed, close_all
 from sandrun.config import Config
-from sandrun.job import ExitReason
 from sandrun.messages import Acknowledge, FromZygote, GiveBack, Lease, Result, ToZygote
 from sandrun.pool import seccomp
 from sandrun.pool.cgroup import Hierarchy
 from sandrun.pool.lifecycle import State
 from sandrun.pool.manager import Kind, Manager
+from sandrun.supervisor import load_native
 
 
 @dataclass(eq=False)
@@ -116,8 +116,8 @@ class Driver:
         self.manager.taken(leased.id)
         result = await future
         wall = time.perf_counter() - start
-        if result.verdict.exit_reason is not ExitReason.EXITED or result.verdict.exit_code:
-            raise RuntimeError(f"{job.name}: {result.verdict}")
+        if result.verdict or not result.facts or result.facts.exit_code != 0:
+            raise RuntimeError(f"{job.name}: {result.verdict or result.facts}")
         self.loop.remove_reader(channel.fileno())
         channel.send(Acknowledge())
         close_all(sandbox.fds)
@@ -141,6 +141,7 @@ async def pool(
     def to_http(message: object, fds: tuple[int, ...]) -> None:
         driver.to_http(message, fds)
 
+    native = load_native(config.pool.init)
     manager = Manager(
         config,
         hierarchy,
@@ -152,6 +153,7 @@ async def pool(
         directories,
         landlock=True,
         noswap=True,
+        native=native,
         to_http=to_http,
     )
     driver = Driver(manager, keep_files=keep_files)
@@ -161,6 +163,7 @@ async def pool(
         yield driver
     finally:
         await manager.stop()
+        close_all(native or ())
         for kind in driver.ready.values():
             for leased in kind.values():
                 leased.close()
