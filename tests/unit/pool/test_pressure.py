@@ -12,7 +12,13 @@ GIB = 1024 * MIB
 
 def test_refused_below_the_mark_and_taken_again_well_above_it():
     pressure = Pressure()
-    looks = [(600, ""), (511, "the host has 511 MiB of memory left"), (520, "…"), (641, ""), (520, "")]
+    looks = [
+        (600, ""),
+        (511, "the host has 511 MiB of memory left"),
+        (520, "…"),
+        (641, ""),
+        (520, ""),
+    ]
     for available, expected in looks:
         reason = pressure.judge(HostMemory(16 * GIB, available * MIB))
         assert bool(reason) == bool(expected), (available, reason)
