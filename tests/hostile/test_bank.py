@@ -50,7 +50,6 @@ def test_the_case_holds(ran, case):
     assert outcome.state == "held", f"{case.title}: {outcome.detail}"
 
 
-@pytest.mark.skipif(not ALL, reason="needs a machine of its own: SANDRUN_HOSTILE=all")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("letter", LETTERS)
 def test_the_host_is_as_it_was(ran, letter):

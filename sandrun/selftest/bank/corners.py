@@ -49,7 +49,7 @@ def _no_growth_by_orphans(target: Target) -> None:
     """What PID 1 remembers of the dead is bounded, and it still knows its own child."""
     code = (
         "import os, sys\n"
-        "for n in range(6000):\n"
+        "for n in range(1500):\n"
         "    try: pid = os.fork()\n"
         "    except OSError: os.sched_yield(); continue\n"
         "    if pid == 0:\n"
@@ -270,7 +270,7 @@ CASES: Final[tuple[Case, ...]] = (
                 expect("the end of it", error.errno, 12, 37)
         """,
         reason=("exited", "out_of_memory", "wall_timeout", "cpu_limit"),
-        manifest={"timeout": 10},
+        manifest={"timeout": 3},
         stdout=None,
     ),
     heavy(
@@ -289,17 +289,17 @@ CASES: Final[tuple[Case, ...]] = (
         expect("the end of it", how, "ENOMEM", "ok")
         """,
         reason=("exited", "out_of_memory", "wall_timeout", "cpu_limit"),
-        manifest={"timeout": 10},
+        manifest={"timeout": 3},
         stdout=None,
     ),
     heavy(
         "F49.connections",
-        "thousands of connections on loopback, left in every state",
+        "a thousand connections on loopback, left in every state",
         """
         import socket
         server = socket.create_server(("127.0.0.1", 0), backlog=512)
         kept = []
-        for n in range(3000):
+        for n in range(1000):
             try:
                 client = socket.create_connection(server.getsockname(), 2)
                 other, _ = server.accept()
@@ -316,9 +316,9 @@ CASES: Final[tuple[Case, ...]] = (
     ),
     heavy(
         "F50.tiny_writes",
-        "a hundred thousand writes of one byte, on both streams in turn",
+        "forty thousand writes of one byte, on both streams in turn",
         """
-        for _ in range(50_000):
+        for _ in range(20_000):
             os.write(1, b"o"); os.write(2, b"e")
         os._exit(0)
         """,
@@ -329,7 +329,7 @@ CASES: Final[tuple[Case, ...]] = (
     ),
     Call(
         id="F51.orphans",
-        title="six thousand orphans, and the job's exit status is its own",
+        title="fifteen hundred orphans, and the job's exit status is its own",
         run=_no_growth_by_orphans,
         heavy=True,
     ),
