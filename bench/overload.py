@@ -96,54 +96,63 @@ class Traffic:
             for _, code, manifest, _ in MIX
         ]  # fmt: skip
 
-    async def one(self, kind: int, due: float, seen: Seen | None) -> None:
-        """One job, due at a moment of ``perf_counter``; not counted without ``seen``."""
+    async def one(self, kind: int, due: float, seen: Seen | None) -> bool:
+        """One job, due at a moment of ``perf_counter``; not counted without ``seen``.
+
+        Whether it was admitted.
+        """
         sent = time.perf_counter()
         try:
             status, head, body = await self.connections.ask(self.messages[kind])
         except OSError as error:
             if seen is not None:
                 seen.wrong[type(error).__name__] += 1
-            return
+            return False
         now = time.perf_counter()
         if seen is None:
-            return
+            return status not in REFUSED
         if status in REFUSED:
             seen.refusals.append(now - sent)
             if b"\r\nretry-after:" not in head.lower():
                 seen.wrong[f"{status} without Retry-After"] += 1
             seen.ends[json.loads(body)["code"]] += 1
-            return
+            return False
         end = json.loads(body).get("exit_reason", str(status))
         seen.ends[end] += 1
         if end != MIX[kind][3]:
             seen.wrong[f"{MIX[kind][1][:24]!r} ended as {end}"] += 1
         elif kind == 0:
             seen.latencies.append(now - due)
+        return True
+
+    def _kind(self) -> int:
+        (kind,) = self.random.choices(range(len(MIX)), [share for share, *_ in MIX])
+        return kind
 
     async def closed(self, seconds: float, clients: int) -> float:
-        """So many clients with one short job each at a time. Jobs per second."""
-        until, done = time.perf_counter() + seconds, 0
+        """So many clients with one job of the mix each at a time. Jobs per second."""
+        start, done = time.perf_counter(), 0
 
         async def client() -> None:
             nonlocal done
-            while time.perf_counter() < until:
-                await self.one(0, time.perf_counter(), None)
-                done += 1
+            while time.perf_counter() < start + seconds:
+                if await self.one(self._kind(), time.perf_counter(), None):
+                    done += 1
+                else:
+                    await asyncio.sleep(self.random.uniform(0.1, 0.3))
 
         await asyncio.gather(*(client() for _ in range(clients)))
-        return done / seconds
+        return done / (time.perf_counter() - start)
 
     async def open(self, rate: float, seconds: float, settle_s: float = 0.0) -> Seen:
         """``rate`` arrivals a second, of the mix."""
         seen = Seen()
         start = due = time.perf_counter()
         tasks: set[asyncio.Task[None]] = set()
-        shares = [share for share, *_ in MIX]
         while due < start + settle_s + seconds:
             due += self.random.expovariate(rate)
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            (kind,) = self.random.choices(range(len(MIX)), shares)
+            kind = self._kind()
             counted = seen if due > start + settle_s else None
             task = asyncio.create_task(self.one(kind, due, counted))
             tasks.add(task)

@@ -15,7 +15,6 @@ import fcntl
 import logging
 import os
 import socket
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from sandrun.config import Config
 from sandrun.errors import ProtocolError
 from sandrun.messages import StoreEntry, ToHttp, ToPool, Welcome
 from sandrun.pool import seccomp
+from sandrun.pool.supplies import Supplies
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class HttpProcess:
         listeners: list[socket.socket],
         on_message: Callable[[HttpProcess, ToPool, list[int]], None],
         on_exit: Callable[[HttpProcess, int], None],
+        supplies: Supplies,
     ) -> None:
         self.config = config
         self.uid = uid
@@ -76,9 +77,9 @@ class HttpProcess:
         self._outbox: deque[tuple[ToHttp, tuple[int, ...]]] = deque()
         self._entries: Iterator[tuple[StoreEntry, tuple[int, ...]]] | None = None
         self._restored: Callable[[], None] = lambda: None
-        self._start()
+        self._start(supplies)
 
-    def _start(self) -> None:
+    def _start(self, supplies: Supplies) -> None:
         """Exec http with its descriptors. Raises OSError, and nothing is left then."""
         http = self.config.http
         contents = {
@@ -101,9 +102,12 @@ class HttpProcess:
                 theirs.callback(os.close, fds[option])
             for option, sock in zip(("--listen", "--admin"), self.listeners, strict=False):
                 fds[option] = sock.fileno()
-            self.process = _exec_http(self.uid, fds)
+            argv = [sys.executable, "-I", "-m", "sandrun.http", "--uid", str(self.uid)]
+            for option, fd in fds.items():
+                argv += [option, str(fd)]
+            self.process = supplies.start(argv, tuple(fds.values()))
             ours.callback(self.end)
-            self.pidfd = os.pidfd_open(self.process.pid)
+            self.pidfd = supplies.watch(self.process.pid)
             ours.pop_all()
         self.channel: Channel[ToHttp, ToPool] = Channel(control, ToPool)
         self.loop.add_reader(control.fileno(), self.hear)
@@ -228,18 +232,6 @@ class HttpProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-
-
-def _exec_http(uid: int, fds: dict[str, int]) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-I", "-m", "sandrun.http", "--uid", str(uid)]
-    for option, fd in fds.items():
-        argv += [option, str(fd)]
-    return subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        pass_fds=tuple(fds.values()),
-        env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
-    )
 
 
 def _send_buffer(sock: socket.socket, size: int) -> None:

@@ -304,7 +304,9 @@ class Supervisor:
 
     def _new_http(self) -> HttpProcess:
         uid = self.config.pool.uid_base + HTTP_UID_OFFSET
-        return HttpProcess(self.config, uid, self.listeners, self._handle, self._on_http_exit)
+        return HttpProcess(
+            self.config, uid, self.listeners, self._handle, self._on_http_exit, self.supplies
+        )
 
     def _start_http(self) -> None:
         """The standby, if there is one, else a new one. It may still be loading: what it

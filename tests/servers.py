@@ -64,12 +64,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(config=NO_RATE_LIMIT, *, listen="127.0.0.1:0", options=()):
+def running(config=NO_RATE_LIMIT, *, listen="127.0.0.1:0", options=(), program=("-m", "sandrun")):
     """Start a server with this TOML, yield a :class:`Server`, end it."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "config.toml")
         file.write_text(config)
-        argv = [sys.executable, "-m", "sandrun", "--config", str(file), "--listen", listen]
+        argv = [sys.executable, *program, "--config", str(file), "--listen", listen]
         argv += options
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         lines = []

@@ -21,7 +21,7 @@ ready for it. Sixty short jobs at once on two processors end all together, after
 times the time that one takes; four at a time end one after the other, the last of them
 no later. So while the processors have more to do than they can, only a few young jobs
 run side by side, and the others wait where fairness decides. Jobs that sleep are no
-crowd, and a host that others keep busy stops nobody.
+crowd, and a host that others keep busy stops nobody: as many run as are there of others.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ TARGET_S: Final = 0.25  # no wait below this is called long
 SMOOTHING: Final = 0.05  # twenty starts or so count: zygotes come in batches
 YOUNG_PER_PROCESSOR: Final = 2  # may always run: one waits for memory while the other computes
 CROWD: Final = 4  # runnable threads for each processor
+OUR_SHARE: Final = 0.5  # of them: if the others are more, waiting would only leave it to them
 STALL_STARTS: Final = 8  # no start for that many times the pace: the pace is not what it was
 
 
@@ -45,7 +46,10 @@ def crowded(young: int, runnable: Callable[[], int], processors: int) -> bool:
     ``young``: jobs that began less than a second ago; ``runnable``: threads on this host
     that run or want to, asked only if it matters.
     """
-    return young >= YOUNG_PER_PROCESSOR * processors and runnable() > CROWD * processors
+    if young < YOUNG_PER_PROCESSOR * processors:
+        return False
+    threads = runnable()
+    return threads > CROWD * processors and young >= OUR_SHARE * threads
 
 
 class Admission:

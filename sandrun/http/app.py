@@ -339,7 +339,9 @@ class App:
                 continue
             self.active.add(job)
             now = self.clock()
-            job.on_dispatched(kept, now)
+            job.on_dispatched(kept, now, self.config.pool.watchdog_seconds)
+            self.registry.watch(job)  # it may be due earlier than in the queue
+            self._arm()
             self.admission.on_start(len(self.queue), now)
             self._reserve(job, now)
         for kind in self._unsaid:

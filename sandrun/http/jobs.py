@@ -235,7 +235,7 @@ class Job:
     def _go(self, event: Event) -> None:
         self.phase = TRANSITIONS[self.phase, event]
 
-    def on_dispatched(self, kept: Kept, now: float) -> None:
+    def on_dispatched(self, kept: Kept, now: float, watchdog_s: float = WATCHDOG_S) -> None:
         """A sandbox has it. Until it says so, nothing has run."""
         self._go(Event.DISPATCH)
         self.kept = kept
@@ -243,7 +243,7 @@ class Job:
         limits = self.spec.limits
         # Build and entrypoint each have the time-out; PID 1 keeps it, this is the watchdog.
         runs = 2 if self.spec.build else 1
-        self.deadline = now + runs * limits.timeout_s + WATCHDOG_S
+        self.deadline = now + runs * limits.timeout_s + watchdog_s
         self.notify()
 
     def on_started(self, spec: JobSpec, now: float) -> None:

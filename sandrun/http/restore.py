@@ -211,7 +211,7 @@ class Restorer:
             app.on_elsewhere(job, message.spec, message.requirements)
 
     def _dispatched(self, job: Job, kept: Kept, dispatched: float) -> None:
-        job.on_dispatched(kept, dispatched)
+        job.on_dispatched(kept, dispatched, self._app.config.pool.watchdog_seconds)
         word = last_word(kept, journal.STARTED)
         if word is not None and isinstance(word[0], Started):
             job.on_started(word[0].spec, word[1])

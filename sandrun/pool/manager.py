@@ -71,7 +71,7 @@ UNWATCHED_EVERY_S: Final = 0.02  # a killed PID 1 ends in less
 ADOPTED_EVERY_S: Final = 0.05  # while we stop; see reap_adopted
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
 UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
-WATCHDOG_MARGIN_S: Final = 90.0  # http's own watchdog comes first, at 60
+WATCHDOG_MARGIN_S: Final = 30.0  # http's own watchdog comes first
 WATCHDOG_PERIOD_S: Final = 10.0
 PRESSURE_PERIOD_S: Final = 1.0
 MEMORY_FRESH_S: Final = 0.05
@@ -193,7 +193,8 @@ class Manager:
         self.leasing = False  # http is there to take leases
         maxima = config.limits.maxima
         # Build and entrypoint each have the time-out.
-        self.watchdog_s = 2 * maxima.timeout_s + UNPACK_S + WATCHDOG_MARGIN_S
+        grace = config.pool.watchdog_seconds + WATCHDOG_MARGIN_S
+        self.watchdog_s = 2 * maxima.timeout_s + UNPACK_S + grace
         self.stopping = False
         self._next_index = len(self.spawners)  # of the ids' ranges
         self._free_indices: list[int] = []
@@ -299,7 +300,8 @@ class Manager:
             for sock in (control, end):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             control.setblocking(False)
-            process = self.supplies.start([sys.executable, "-I", "-m", "sandrun.pool.spawner"], end)
+            argv = [sys.executable, "-I", "-m", "sandrun.pool.spawner", str(end.fileno())]
+            process = self.supplies.start(argv, (end.fileno(),))
             ours.callback(process.wait)
             ours.callback(process.kill)
             pidfd = self.supplies.watch(process.pid)

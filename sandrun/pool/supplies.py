@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -53,14 +52,14 @@ class Supplies:
         """A descriptor that tells of a process's end."""
         return os.pidfd_open(pid)
 
-    def start(self, argv: list[str], control: socket.socket) -> subprocess.Popen[bytes]:
-        """A process of ours with its control socket, named on its command line, and
+    def start(self, argv: list[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        """A process of ours with these descriptors, named on its command line, and
         nothing else.
         """
         return subprocess.Popen(
-            [*argv, str(control.fileno())],
+            argv,
             stdin=subprocess.DEVNULL,
-            pass_fds=(control.fileno(),),
+            pass_fds=fds,
             env={"PATH": os.environ.get("PATH", ""), "LANG": "C.UTF-8"},
         )
 

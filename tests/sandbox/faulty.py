@@ -80,10 +80,10 @@ class FaultySupplies(Supplies):
         self.path = path
         self.control = Control(path)
 
-    def start(self, argv, control):
-        if argv[-1] == "sandrun.pool.spawner":
-            argv = [sys.executable, "-I", __file__, "spawner", self.path]
-        return super().start(argv, control)
+    def start(self, argv, fds):
+        if argv[-2] == "sandrun.pool.spawner":
+            argv = [sys.executable, "-I", __file__, "spawner", self.path, argv[-1]]
+        return super().start(argv, fds)
 
     def memory_file(self, name, size):
         self.control.meet("supplies", "memory_file")

@@ -87,20 +87,41 @@ def test_a_second_signal_ends_at_once():
         assert alive(pids) == set()
 
 
+def groups_of(pid):
+    """Those of one server: others may come and go beside it."""
+    return [name for name in servers.our_cgroups() if f"/sandrun-{pid}-" in name]
+
+
 def test_a_killed_supervisor_takes_everything_with_it_and_the_next_start_sweeps():
-    before, others = mounts(), servers.our_cgroups()
+    before = mounts()
     with servers.running() as server:
         server.python("print(1)")
-        pids = servers.descendants(server.process.pid)
+        first = server.process.pid
+        pids = servers.descendants(first)
         server.process.kill()
         server.process.wait(10)
         wait_gone(pids)
-        left = set(servers.our_cgroups()) - set(others)
+    assert groups_of(first)
+    other = subprocess.Popen(["sleep", "1000"])  # of somebody who sits beside us
+    foreign = foreign_group(groups_of(first)[0], first, other.pid)
     assert mounts() == before
     with servers.running() as server:
         assert server.python("print(2)")["stdout"] == "2\n"
-        assert not left & set(servers.our_cgroups())
-    assert servers.our_cgroups() == others
+        assert not groups_of(first)
+        assert other.poll() is None
+        other.kill()
+        other.wait()
+        os.rmdir(foreign)
+        second = server.process.pid
+    assert not groups_of(second)
+
+
+def foreign_group(ours, pid, member):
+    """Another's group beside that of a killed server: its name is almost like ours."""
+    path = Path(ours).with_name(f"sandrun-test-{pid}")
+    path.mkdir()
+    (path / "cgroup.procs").write_text(str(member))
+    return path
 
 
 def test_http_that_is_killed_comes_back_on_the_same_port():

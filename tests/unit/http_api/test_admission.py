@@ -1,6 +1,6 @@
 """Accepted by the wait that it would have, not by the length of the queue."""
 
-from sandrun.http.admission import STALL_STARTS, STANDING_S, TARGET_S, Admission
+from sandrun.http.admission import STALL_STARTS, STANDING_S, TARGET_S, Admission, crowded
 from sandrun.http.queue import FairQueue
 
 
@@ -75,3 +75,14 @@ def test_others_backlog_does_not_refuse_a_new_clients_first_job():
     queue.pop()
     assert admission.refusal(queue.next_position("heavy"), len(queue), now, 1.0, 1.0) > 0
     assert admission.refusal(queue.next_position("new"), len(queue), now, 1.0, 1.0) == 0.0
+
+
+def test_only_a_crowd_of_our_own_is_held_back():
+    def crowd(young, runnable):
+        return crowded(young, lambda: runnable, processors=2)
+
+    assert not crowd(3, 100)  # so many may always begin
+    assert not crowd(60, 8)  # they sleep
+    assert crowd(8, 10)
+    assert not crowd(8, 40)  # others keep the host busy: holding back would leave it to them
+    assert crowd(20, 40)
