@@ -49,9 +49,14 @@ def until(server, true):
         assert server.process.poll() is None, server.log
 
 
+def paused(server):
+    """PID 1s whose job has reached its pause."""
+    return [pid for pid in crash.zygotes_of(server) if crash.is_paused(pid)]
+
+
 def use_up(server):
     """End every sandbox that waits, so that new ones are needed, and their groups."""
-    busy = [pid for pid in crash.zygotes_of(server) if crash.is_paused(pid)]
+    busy = paused(server)
     for pid in crash.zygotes_of(server):
         if pid not in busy:
             with contextlib.suppress(ProcessLookupError):
@@ -177,11 +182,11 @@ def test_a_job_whose_pid_1_is_silent_ends_with_server_fault(tmp_path):
         assert found["exit_reason"] in ("cancelled", None), found
         assert crash.wait_end(server, cancelled)["exit_reason"] == "cancelled"
         beside = witness(server)
-        stuck = crash.submit(server, crash.FOREVER, timeout=3)
+        stuck = crash.submit(server, crash.FOREVER, timeout=5)
         crash.read_until(server, stuck, "up")
-        for pid in crash.zygotes_of(server):
-            if pid != beside[1] and crash.is_paused(pid):
-                os.kill(pid, signal.SIGSTOP)
+        while not (found := [p for p in paused(server) if p != beside[1]]):
+            crash.status(server, stuck)
+        os.kill(found[0], signal.SIGSTOP)
         found = crash.wait_end(server, stuck)
         assert found["exit_reason"] == "server_fault", found
         assert server.client.get(f"/logs/{stuck}").json()["stdout"] == "up\n"
