@@ -9,6 +9,7 @@ goes on without a lost or doubled byte.
 from __future__ import annotations
 
 import asyncio
+import codecs
 from typing import TYPE_CHECKING, Final
 
 from sandrun.errors import ProtocolError, RequestError
@@ -16,11 +17,14 @@ from sandrun.http import api, views
 from sandrun.logs import STDERR, STDOUT, Gap, Record
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterator
 
-    from sandrun.http.jobs import Job
+    from sandrun.http.jobs import Job, Kept
 
 STEP_BYTES: Final = 32 * 1024  # held by one follower at a time; 64 KiB is the target for all of it
+# An answer up to this is made at once. Above, 8 MiB of NULs are 49 MB of JSON, and any
+# number of clients could have asked for it and not read.
+LARGE_BYTES: Final = 256 * 1024
 STREAMS: Final = {"stdout": STDOUT, "stderr": STDERR}
 ALL_BYTES: Final = 1 << 31  # the log is bounded by its own size
 
@@ -67,10 +71,12 @@ def bad_cursor(position: object) -> RequestError:
     )
 
 
-def snapshot(job: Job, position: int = 0, *, records: bool = False) -> api.Logs:
+def snapshot(
+    job: Job, position: int = 0, *, records: bool = False, max_bytes: int = ALL_BYTES
+) -> api.Logs:
     """The log from ``position`` on, for JSON. Raises :class:`RequestError` 400."""
     try:
-        entries = read(job, position, ALL_BYTES)
+        entries = read(job, position, max_bytes)
     except ValueError:
         raise bad_cursor(position) from None
     out = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == STDOUT)
@@ -83,6 +89,46 @@ def snapshot(job: Job, position: int = 0, *, records: bool = False) -> api.Logs:
         dropped_bytes=dropped_bytes(job),
         status=job.status,
     )
+
+
+def is_large(job: Job) -> bool:
+    """Whether the log is too large to be held in an answer for a client that may not read."""
+    return job.kept is not None and job.log_end > LARGE_BYTES
+
+
+def end_of(kept: Kept, position: int) -> int:
+    """The ``seq`` of the last record now."""
+    for entries in steps(kept, position, 1 << 62):
+        position = entries[-1].seq
+    return position
+
+
+def texts(kept: Kept, position: int, end: int, stream: int) -> Iterator[str]:
+    """The text of one stream in pieces, as :func:`snapshot` would give it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for entries in steps(kept, position, end):
+        yield decoder.decode(b"".join(raw(e, stream) for e in entries if isinstance(e, Record)))
+    yield decoder.decode(b"", final=True)
+
+
+def raws(kept: Kept, position: int, end: int, stream: int | None) -> Iterator[bytes]:
+    """The bytes of one stream or of all, gaps told, in pieces."""
+    for entries in steps(kept, position, end):
+        yield b"".join(raw(entry, stream) for entry in entries)
+
+
+def steps(kept: Kept, position: int, end: int) -> Iterator[list[Record | Gap]]:
+    """Records after ``position`` and up to ``end``, a step's bytes at a time."""
+    while position < end:
+        try:
+            entries = kept.log.read(position, STEP_BYTES)
+        except (ProtocolError, ValueError):
+            return  # damaged by its sandbox
+        entries = [entry for entry in entries if entry.seq <= end]
+        if not entries:
+            return
+        yield entries
+        position = entries[-1].seq
 
 
 class Watch:

@@ -13,6 +13,8 @@ from base64 import b64encode
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from sandrun import __version__
 from sandrun.errors import RequestError
 from sandrun.http import api, archive, follow, openapi, validation, views
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from sandrun.http.app import App
-    from sandrun.http.jobs import Job
+    from sandrun.http.jobs import Job, Kept
     from sandrun.http.quota import Client
     from sandrun.job import OutputFile
 
@@ -193,12 +195,16 @@ class Handlers:
         ended = await follow.wait_ended(job, timeout_s)
         kept = job.kept.hold() if job.kept else None  # it may be wiped while we answer
         try:
-            reply = views.run_reply(
-                self.app, job, follow.snapshot(job), self._inline_outputs(job, inline=inline)
-            )
+            large = kept is not None and follow.is_large(job)
+            logs = follow.snapshot(job, max_bytes=0 if large else follow.ALL_BYTES)
+            outputs = self._inline_outputs(job, inline=inline)
+            reply = views.run_reply(self.app, job, logs, outputs)
             headers = (*NO_STORE, *self.app.quota.headers(job.client, self.app.clock()))
             status = 200 if ended else 202
-            await exchange.respond(Response(status, api.encode(reply), headers=headers))
+            if kept is not None and large:
+                await self._stream_reply(exchange, status, headers, reply, kept, 0)
+            else:
+                await exchange.respond(Response(status, api.encode(reply), headers=headers))
         finally:
             if kept is not None:
                 kept.release()
@@ -364,8 +370,53 @@ class Handlers:
         if prefers(request, "text/plain", "application/json"):
             await self._logs_text(exchange, job, since)
             return
-        reply = follow.snapshot(job, since, records=flag(request.query, "records"))
-        await self._json(exchange, reply)
+        records = flag(request.query, "records")
+        if not follow.is_large(job) or job.kept is None:
+            await self._json(exchange, follow.snapshot(job, since, records=records))
+        else:
+            kept = job.kept.hold()
+            try:
+                reply = follow.snapshot(job, since, max_bytes=0)
+                await self._stream_reply(
+                    exchange, 200, NO_STORE, reply, kept, since, records=records
+                )
+            finally:
+                kept.release()
+
+    async def _stream_reply(
+        self,
+        exchange: Exchange,
+        status: int,
+        headers: tuple[tuple[str, str], ...],
+        reply: api.Logs | api.RunReply,
+        kept: Kept,
+        since: int,
+        *,
+        records: bool = False,
+    ) -> None:
+        """A reply with a large log, as the client takes it: never more than a step is held."""
+        end = follow.end_of(kept, since)
+        marks = [os.urandom(16).hex() for _ in follow.STREAMS]
+        reply = msgspec.structs.replace(reply, stdout=marks[0], stderr=marks[1], cursor=end)
+        rest = api.encode(reply)
+        await exchange.start(status, (("Content-Type", "application/json"), *headers), None)
+        for mark, stream in zip(marks, follow.STREAMS.values(), strict=True):
+            before, _, rest = rest.partition(mark.encode())
+            await exchange.write(before)
+            for text in follow.texts(kept, since, end, stream):
+                await exchange.write(api.encode(text)[1:-1])
+                await asyncio.sleep(0)
+        if records:
+            before, bracket, rest = rest.partition(b'"records":[')
+            await exchange.write(before + bracket)
+            comma, decode = b"", views.TextDecoder()
+            for entries in follow.steps(kept, since, end):
+                listed = (api.encode(views.log_record(one, decode(one))) for one in entries)
+                await exchange.write(comma + b",".join(listed))
+                comma = b","
+                await asyncio.sleep(0)
+        await exchange.write(rest)
+        await exchange.finish()
 
     def _check_cursor(self, job: Job, since: int) -> None:
         try:
@@ -382,14 +433,33 @@ class Handlers:
 
     async def _logs_text(self, exchange: Exchange, job: Job, since: int) -> None:
         try:
-            entries = follow.read(job, since, follow.ALL_BYTES)
+            entries = follow.read(job, since, 1 if follow.is_large(job) else follow.ALL_BYTES)
         except ValueError:
             raise follow.bad_cursor(since) from None
         wanted = stream_filter(exchange.request)
+        if len(entries) > 0 and follow.is_large(job) and job.kept is not None:
+            await self._logs_text_streamed(exchange, job.kept.hold(), since, wanted)
+            return
         body = b"".join(follow.raw(entry, wanted) for entry in entries)
         position = entries[-1].seq if entries else since
         headers = (("Log-Cursor", str(position)), ("Vary", "Accept"), *NO_STORE)
         await exchange.respond(Response(200, body, "text/plain; charset=utf-8", headers))
+
+    async def _logs_text_streamed(
+        self, exchange: Exchange, kept: Kept, since: int, wanted: int | None
+    ) -> None:
+        """Releases ``kept``."""
+        try:
+            end = follow.end_of(kept, since)
+            kind = ("Content-Type", "text/plain; charset=utf-8")
+            headers = (kind, ("Log-Cursor", str(end)), ("Vary", "Accept"), *NO_STORE)
+            await exchange.start(200, headers, None)
+            for data in follow.raws(kept, since, end, wanted):
+                await exchange.write(data)
+                await asyncio.sleep(0)
+            await exchange.finish()
+        finally:
+            kept.release()
 
     async def stream(self, exchange: Exchange, match: Match) -> None:
         """The log as it grows: WebSocket, event stream or plain text, on one cursor."""

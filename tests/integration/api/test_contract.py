@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import re
@@ -562,6 +563,61 @@ def test_metrics_are_well_formed_and_whole(node: Any) -> None:
         assert float(found[4]) >= 0
     assert {f"sandrun_{name}" for name in metrics.GAUGES} <= typed.keys()
     assert {f"sandrun_{name}_total" for name in metrics.TOTALS} <= typed.keys()
+
+
+def flood(zygote: FakeZygote) -> None:
+    """0.9 MiB of log: a character split between all records, NULs, both streams."""
+    zygote.start()
+    for number in range(28):
+        zygote.write(b"\xbc" * bool(number) + b"\0" * 16_000 + b"\xc3")
+        zygote.write(b"e" * 16_000, STDERR)
+    zygote.end()
+
+
+def test_a_large_log_is_given_whole_and_in_pieces(start: Callable[..., Any]) -> None:
+    """Any number of clients could have 49 MB of JSON made for them and not read it."""
+    node = start(script=flood)
+    ran = node.run().json()
+    job = ran["job_id"]
+    out = ("\xfc" + "\0" * 16_000) * 28
+    out = out[1:] + "\ufffd"
+    logs = node.client.get(f"/logs/{job}")
+    assert logs.headers["transfer-encoding"] == "chunked"
+    assert (logs.json()["stdout"], logs.json()["stderr"]) == (out, "e" * 16_000 * 28)
+    assert (ran["stdout"], ran["stderr"], ran["cursor"]) == (
+        out,
+        "e" * 16_000 * 28,
+        logs.json()["cursor"],
+    )
+    text = node.client.get(f"/logs/{job}?stream=stdout", headers={"Accept": "text/plain"})
+    assert text.content.decode("utf-8", "replace") == out
+    assert text.headers["log-cursor"] == str(logs.json()["cursor"])
+    records = node.client.get(f"/logs/{job}?records=1").json()["records"]
+    assert "".join(one["data"] for one in records if one["stream"] == "stdout") == out[:-1]
+    assert records[-1]["seq"] == logs.json()["cursor"]
+    assert node.client.get(f"/logs/{job}?since={logs.json()['cursor']}").json()["stdout"] == ""
+
+
+def test_clients_that_do_not_read_a_large_log_cost_little(start: Callable[..., Any]) -> None:
+    node = start(script=flood)
+    job = node.run().json()["job_id"]
+
+    def resident() -> int:
+        text = httpx.get(f"{node.admin_url}/metrics").text
+        return int(text.partition("\nsandrun_http_resident_bytes ")[2].split()[0])
+
+    before = resident()
+    request = f"GET /logs/{job} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            address = ("127.0.0.1", httpx.URL(node.url).port)
+            sock = stack.enter_context(socket.create_connection(address, 20))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(request)
+            assert sock.recv(12) == b"HTTP/1.1 200"
+        for _ in range(20):
+            node.client.get("/stats")
+        assert resident() - before < 50 * 1024 * 1024  # 2.7 MB of JSON each, otherwise
 
 
 @pytest.mark.parametrize("path", ["logs/{}?wait=60", "logs/{}?wait=60&since=0"])
