@@ -6,9 +6,9 @@ the wait that it would have: its place in the queue times the pace at which jobs
 leave it, which is measured.
 
 A burst may wait for as long as the operator allows (``queue_seconds``), or as long as a
-job takes. A queue that does not get shorter than a job's own time for
+job takes. A queue that does not get shorter than half a job's own time for
 :data:`STANDING_S` is no burst but overload: from then on whoever would wait longer than
-that time is refused, so that those who are accepted are served almost as fast as ever.
+that is refused, so that those who are accepted are served almost as fast as ever.
 It is over when nobody has had to be refused for as long. (The distinction is that of
 CoDel, Nichols and Jacobson 2012: good queue and bad queue.)
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STANDING_S: Final = 5.0  # a queue of that age is no burst
 TARGET_S: Final = 0.25  # no wait below this is called long
+TARGET_SHARE: Final = 0.5  # of a job's own time: as long as that again would double the latency
 SMOOTHING: Final = 0.05  # twenty starts or so count: zygotes come in batches
 YOUNG_PER_PROCESSOR: Final = 2  # may always run: one waits for memory while the other computes
 CROWD: Final = 4  # runnable threads for each processor
@@ -83,9 +84,9 @@ class Admission:
         self, place: int, waiting: int, now: float, guess_s: float, service_s: float
     ) -> float:
         """0 if a job that would get ``place`` may come in, else after how many seconds to try."""
-        target = max(TARGET_S, service_s)
+        target = max(TARGET_S, TARGET_SHARE * service_s)
         overload = self._look(self.wait_s(waiting, now, guess_s) > target, now)
-        allowed = target if overload else max(target, self._most_s)
+        allowed = target if overload else max(service_s, self._most_s)
         # The next one always may: with nobody before it, waiting costs nobody anything.
         if place <= 1 or (wait := self.wait_s(place, now, guess_s)) <= allowed:
             return 0.0

@@ -37,7 +37,7 @@ def test_a_burst_may_wait_and_a_longer_one_is_told_when_to_come_again():
     assert abs(admission.refusal(250, 250, now, 0.1, 0.1) - 5.0) < 1e-6
 
 
-def test_a_standing_queue_lets_in_only_who_waits_about_as_long_as_he_runs():
+def test_a_standing_queue_lets_in_only_who_waits_half_as_long_as_he_runs():
     admission, now = busy(0.1)
     assert admission.refusal(100, 100, now, 0.1, 0.1) == 0.0
     step = 0.1
@@ -46,7 +46,7 @@ def test_a_standing_queue_lets_in_only_who_waits_about_as_long_as_he_runs():
         admission.refusal(100, 100, now, 0.1, 0.1)
     assert admission.refusal(100, 100, now, 0.1, 0.1) > 0
     assert admission.refusal(int(TARGET_S / 0.1), 100, now, 0.1, 0.1) == 0.0
-    assert admission.refusal(20, 100, now, 0.1, service_s=3.0) == 0.0  # long jobs: more patience
+    assert admission.refusal(20, 100, now, 0.1, service_s=5.0) == 0.0  # long jobs: more patience
     assert admission.refusal(2, 2, now, 0.1, 0.1) == 0.0  # it has drained
     admission.on_start(0, now)
     now += STANDING_S  # nobody was refused for so long: the next one is a burst
