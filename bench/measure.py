@@ -158,8 +158,8 @@ def descendants(pid: int) -> list[int]:
     found, queue = [], [pid]
     while queue:
         parent = queue.pop()
-        for path in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it may end at any moment
+            for path in Path(f"/proc/{parent}/task").glob("*/children"):
                 children = [int(word) for word in path.read_text().split()]
                 found += children
                 queue += children

@@ -138,8 +138,8 @@ def descendants(pid):
     found, queue = [], [pid]
     while queue:
         parent = queue.pop()
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it may end at any moment
+            for task in Path(f"/proc/{parent}/task").glob("*/children"):
                 children = [int(word) for word in task.read_text().split()]
                 found += children
                 queue += children
