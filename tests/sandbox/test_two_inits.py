@@ -102,8 +102,8 @@ JOBS = {
         memory_mb=64,
     ),
     "memory of a child": python(
-        "import os\nopen('kept', 'w').write('x')\nif not os.fork():\n a = bytearray(1 << 30)\n"
-        " for i in range(0, 1 << 30, 4096): a[i] = 1\nos.wait()",
+        "import os, signal\nopen('kept', 'w').write('x')\nif not os.fork():\n a = bytearray(1 << 30)\n"
+        " for i in range(0, 1 << 30, 4096): a[i] = 1\nos.wait()\nsignal.pause()",
         memory_mb=64,
     ),
     "storage": python("f = open('x', 'wb')\nfor n in range(64): f.write(bytes(1 << 20)); f.flush()",
@@ -157,7 +157,7 @@ JOBS = {
     ),
     "build too long": shell("echo no", build="sleep 100", timeout=0.5),
     "build out of memory": python(
-        "print(1)", build="exec tail -c 200m /dev/zero", memory_mb=48
+        "print(1)", build="exec python3 -c 'b\"x\" * (1 << 28)'", memory_mb=48
     ),
     "many small files": {
         "files": {f"f/{n}": "" for n in range(300)} | {"main.py": "print(1)"},

@@ -29,6 +29,7 @@ enum {
 
 static const double spent_every_s = 1.0; /* how often http hears what a job has used */
 static const double cpu_check_min_s = 0.01; /* how late a CPU limit may bite, per CPU */
+static const double oom_counted_s = 0.02; /* v1 tells of an OOM kill before it counts it */
 static const struct bytes nothing = {(const uint8_t *)"", 0};
 
 struct outcome {
@@ -394,8 +395,10 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
                 drain(&process.stderr_fd, STDERR, sink, false);
             if (polled[IN].revents)
                 feed_input(&process.stdin_fd, &input, polled[IN].revents);
-            if (polled[OOM].revents)
+            if (polled[OOM].revents) {
                 ended = out_of_memory(oom_fd) || ended;
+                report = now_s() + oom_counted_s;
+            }
             if (polled[HTTP].revents)
                 ended = http_says_stop(polled[HTTP].revents) || ended;
             if (polled[SIGNALS].revents) {
@@ -413,6 +416,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
             cpu_check = now + (left / cpus > cpu_check_min_s ? left / cpus : cpu_check_min_s);
         }
         if (!ended && now >= report) {
+            ended = oom_fd >= 0 && group_oom_kills() > 0;
             tell_spent();
             report = now + spent_every_s;
         }

@@ -50,6 +50,7 @@ UNPACK_TIMEOUT_S: Final = 60.0  # 100 MB of gzip take about a second
 SPENT_EVERY_S: Final = 1.0  # how often http hears what a running job has used: it charges that
 REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 KiB at most
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
+OOM_COUNTED_S: Final = 0.02  # v1 tells of an OOM kill before it counts it
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
 MAX_OUTPUT_FILES: Final = 10_000
 
@@ -479,6 +480,7 @@ class Init:
                     feed = self._feed(fd, feed, mask)
                 elif fd == oom_fd:
                     ended = self._out_of_memory(oom_fd) or ended
+                    report = time.monotonic() + OOM_COUNTED_S
                 else:
                     ended = self._http_event(mask) or ended
             now = time.monotonic()
@@ -490,6 +492,7 @@ class Init:
                     outcome.cpu_exceeded = ended = True
                 cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
             if not ended and now >= report:
+                ended = self.group.oom_kills() > 0
                 self._tell_spent()
                 report = now + SPENT_EVERY_S
             self._nudge()
