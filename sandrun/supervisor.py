@@ -85,6 +85,7 @@ _BACKLOG: Final = 1024
 ZYGOTE_FDS: Final = 21
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
 STANDBY_DELAY_S: Final = 1.0  # the one that has just taken over has work to do
+SERVED_DELAY_MAX_S: Final = 1.0  # between restarts of an http that served and died young
 DRAIN_MARGIN_S: Final = 5.0  # http exits when its jobs are done; this is for one that does not
 _BUILD_SLOT: Final = 1_000_000  # the control group of installers; no sandbox's number is as high
 _BUILD_MEMORY_MB: Final = 1024  # of installers, beside what they put into the cache
@@ -159,6 +160,7 @@ class Supervisor:
         self._standby_timer: asyncio.TimerHandle | None = None
         self._announced = False
         self.http_restart = Restart()
+        self.http_served = False  # the last one that was started
         self.standby_restart = Restart()
         self.http_deaths = HttpDeaths()
         self._drain_until: float | None = None  # when draining: on the loop's clock
@@ -416,13 +418,18 @@ class Supervisor:
         """After a crash, a drain's too: its running jobs still have their time."""
         delay = self.http_restart.on_failure(time.monotonic(), cause)
         self.http_deaths = HttpDeaths(count=self.http_deaths.count + 1, cause=cause)
-        if self.http_restart.fault:
+        served, self.http_served = self.http_served, False
+        if self.http_restart.fault and not served:
             log.error("http keeps dying: %s", self.http_restart.fault)
             self.exit_code = 1
             self.stopped.set()
             return
         if self.http_restart.failures == 1:
             delay = 0.0  # it had served: nothing speaks against going on at once
+        elif served:
+            # It keeps dying young, perhaps by something that it finds in the store: not a
+            # busy loop, nor a reason to give up what others have here.
+            delay = min(delay, SERVED_DELAY_MAX_S)
         log.warning("http ended (%s); the next one in %.2f s", cause, delay)
         if delay:
             self.loop.call_later(delay, self._start_http)
@@ -477,7 +484,7 @@ class Supervisor:
                 assert_never(message)
 
     def _on_ready(self, message: Ready) -> None:
-        self.http_restart.on_success()
+        self.http_served = True  # its restarts are forgotten when it has lived for a while
         self._want_standby()
         self.manager.open_leases()
         if not self._announced:

@@ -24,7 +24,10 @@ CACHE: Final = SOURCE / ".build"
 TIMEOUT_S: Final = 120.0
 CURE: Final = "apt install gcc libc6-dev"
 _COMPILERS: Final = ("cc", "gcc", "clang")
-_COMMON: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fstack-protector-strong")
+_COMMON: Final = (
+    *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fstack-protector-strong"),
+    *("-Wl,-z,relro", "-Wl,-z,now"),
+)
 _INIT_FLAGS: Final = (*_COMMON, "-D_FORTIFY_SOURCE=2", "-fPIE", "-static-pie")
 _LIBRARIES: Final = ("launch", "fork")
 _LIBRARY_FLAGS: Final = (*_COMMON, "-shared", "-fPIC")
