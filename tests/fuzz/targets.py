@@ -109,7 +109,8 @@ def fuzz_headers(data: bytes) -> None:
     assert "\n" not in ranges.attachment(text)
     trusted = proxy.TrustedProxies(["0.0.0.0/0", "::/0"])
     for name in (b"forwarded", b"x-forwarded-for"):
-        trusted.client("127.0.0.1", Headers([(name, data)]), secure=False)
+        with contextlib.suppress(errors.RequestError):  # a malformed field is 400
+            trusted.client("127.0.0.1", Headers([(name, data)]), secure=False)
     with contextlib.suppress(errors.ProtocolError):
         proxy.parse_proxy_header(proxy.PROXY_SIGNATURE + data)
     with contextlib.suppress(package_proxy.Refused):
