@@ -31,7 +31,7 @@ _KERNEL_SETTINGS: Final = (
 _PER_SANDBOX: Final[dict[str, dict[str, int]]] = {
     "processes": {"in a sandbox": 2},
     "namespaces": {"": 1},
-    "descriptors": {"supervisor": 5, "sandrun.http": 3},
+    "descriptors": {"supervisor": 5, "sandrun.http": 3, "assistant": 1},
 }
 # Descriptors come and go with connections that are just being closed.
 _PLAY: Final = {"processes": 0, "namespaces": 0, "descriptors": 4}
@@ -228,6 +228,8 @@ def _kind(pid: int, server_pid: int) -> str:
     words = _read(f"/proc/{pid}/cmdline").split("\0")
     if _read(f"/proc/{pid}/comm").strip() == "sandrun-standby" and "sandrun.http" in words:
         return "standby"
+    if _read(f"/proc/{pid}/comm").strip() == "sandrun-assist" and "sandrun.pool.spawner" in words:
+        return "assistant"
     for module in ("sandrun.http", "sandrun.pool.spawner"):
         if module in words and len(status.get("NSpid", "").split()) == 1:
             return module

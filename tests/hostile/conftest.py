@@ -36,13 +36,13 @@ class Neighbour:
         self._target.close()
 
     def _work(self):
-        while not self._stop.wait(0.4):
+        while not (self.jobs and self._stop.wait(0.4)):
+            self.jobs += 1
             try:
                 answer = self._target.run({"main.py": self.PROGRAM})
             except Exception as error:
                 self.complaints.append(repr(error))
                 continue
-            self.jobs += 1
             if (answer["exit_reason"], answer["stdout"]) != ("exited", self.WANTED):
                 self.complaints.append(f"{answer['exit_reason']}: {answer['stdout'][:200]!r}")
 
