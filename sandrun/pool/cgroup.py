@@ -56,6 +56,9 @@ from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
 
 CPU_PERIOD_US: Final = 100_000  # the kernel's default
 SERVICE_WEIGHT: Final = 4  # CPU share of the service against all jobs together
+# Of the TCP and UDP buffers of one job, on v1, which charges them to no memory limit but
+# to one of their own. v2 charges them with the rest.
+SOCKET_BYTES: Final = 32 * MIB
 KILL_DEADLINE_S: Final = 5.0  # for killed processes to be gone; they end in milliseconds
 ROOM_FOR_FDS: Final = 16  # a message carries 24 descriptors, 4 to 8 are for other things
 
@@ -155,6 +158,7 @@ V1_FILES: Final = (
     ControlFile("pids.events", "pids", "pids.events", _READ),
     ControlFile("pids.current", "pids", "pids.current", _READ),
 )
+_SOCKETS: Final = "memory.kmem.tcp.limit_in_bytes"  # of UDP as well, whatever its name
 V1_CPU_BY_COMPANION: Final = (
     ControlFile("attach.unified", "unified", "cgroup.procs", _WRITE),
     ControlFile("cpu.stat", "unified", "cpu.stat", _READ),
@@ -325,6 +329,17 @@ def host_caps(memory_bytes: int, tasks: int) -> Caps:
     return Caps(memory_bytes - reserve, tasks * 3 // 4, reserve // 4)
 
 
+def socket_caps(tcp_mem: str, page_bytes: int) -> tuple[int, int]:
+    """Bytes of network buffers for all jobs together and for one, on v1. Pure.
+
+    ``tcp_mem``: /proc/sys/net/ipv4/tcp_mem, in pages. The kernel has one sum for the whole
+    host: over the first of its numbers it begins to take memory from every connection, over
+    the last no connection of anybody gets any. Jobs get half of the first.
+    """
+    together = int(tcp_mem.split(maxsplit=1)[0]) * page_bytes // 2
+    return together, min(SOCKET_BYTES, together // 2)
+
+
 class Hierarchy:
     """Our subtree in every hierarchy. ``detect`` looks, ``create`` makes.
 
@@ -347,6 +362,7 @@ class Hierarchy:
         self._jobs: dict[str, GroupNode] = {}
         self._files: tuple[ControlFile, ...] = ()
         self._handed_on = False  # we switched controllers on in the v2 home
+        self._socket_bytes = 0  # for each job; v1 only
 
     @classmethod
     def detect(cls, limits: Limits | None = None, cpus: float = 2.0) -> Self:
@@ -391,10 +407,16 @@ class Hierarchy:
             for top in self._tops.values():
                 os.mkdir(top.child(leaf).directory)
         self._tops["memory"].child("jobs").controller.limit_in_bytes = caps.memory_bytes
+        self._cap_sockets(self._tops["memory"].child("jobs").directory)
         self._tops["pids"].child("jobs").controller.pids_max = caps.processes
         self._tops["cpu"].child("service").controller.shares = SERVICE_WEIGHT * 1024
         self._files = V1_FILES + self._cpu_files() + V1_LAST
         self._enter_service()
+
+    def _cap_sockets(self, jobs: str) -> None:
+        tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem").read_text()
+        together, self._socket_bytes = socket_caps(tcp_mem, os.sysconf("SC_PAGE_SIZE"))
+        _write(f"{jobs}/{_SOCKETS}", str(together))
 
     def _cpu_files(self) -> tuple[ControlFile, ...]:
         # Not the companion if it can be helped: entering a v2 group waits for an RCU
@@ -540,6 +562,8 @@ class Hierarchy:
                 os.mkdir(node.directory)
             self._open_files(nodes, files)
             group.write_defaults()
+            if self._socket_bytes:
+                _write(f"{nodes['memory'].directory}/{_SOCKETS}", str(self._socket_bytes))
             self._limit_cpu(nodes)
         except OSError as error:
             group.destroy()

@@ -24,6 +24,7 @@ from sandrun.pool.cgroup import (
     kill_tree,
     own_name,
     remove_tree,
+    socket_caps,
 )
 from sandrun.pool.cgroup_layout import find
 from sandrun.pool.linux import libc
@@ -115,6 +116,28 @@ def parked() -> Iterator[Callable[[GroupFiles], int]]:
     yield start
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
+
+
+def test_network_buffers_of_jobs_are_a_part_of_what_the_host_has_for_everybody() -> None:
+    assert socket_caps("287898\t383866\t575796\n", 4096) == (287898 * 2048, 32 * MIB)
+    assert socket_caps("8192 12288 16384", 4096) == (16 * MIB, 8 * MIB)
+
+
+def test_network_buffers_of_a_job_are_limited_where_its_memory_does_not_count_them() -> None:
+    """v1 charged them to nothing: one job of 512 MB held 2 GB, all that TCP had on the host."""
+
+    def body(hierarchy: Hierarchy) -> None:
+        if hierarchy.version == 2:
+            return  # memory.max counts them
+        group = hierarchy.create_slot(0)
+        name = "memory.kmem.tcp.limit_in_bytes"
+        one = int(Path(group.directory("memory"), name).read_text())
+        together = int(Path(group.directory("memory")).parent.joinpath(name).read_text())
+        assert 0 < one <= 32 * MIB
+        assert one < together < int(Path("/proc/sys/net/ipv4/tcp_mem").read_text().split()[0]) * 4096
+        assert group.destroy()
+
+    supervise(body)
 
 
 def test_the_supervisor_lives_in_the_service_leaf_and_goes_back() -> None:

@@ -45,6 +45,12 @@ def _small_pieces(answer: Answer) -> str:
     return "" if set(text) <= {"o", "e"} else f"other bytes in the log: {text[:80]!r}"
 
 
+def _held_or_ended(answer: Answer) -> str:
+    """v2 charges the buffers with all other memory, and so ends the job."""
+    ended = answer["exit_reason"] == "out_of_memory"
+    return "" if ended or answer["stdout"] == "held\n" else f"it {answer['stdout'][:200]}"
+
+
 def _no_growth_by_orphans(target: Target) -> None:
     """What PID 1 remembers of the dead is bounded, and it still knows its own child."""
     code = (
@@ -352,6 +358,67 @@ CASES: Final[tuple[Case, ...]] = (
         reason=("exited", "out_of_memory", "signaled"),
         manifest={"timeout": 20},
         stdout=None,
+    ),
+    heavy(
+        "F53.tcp_buffers",
+        "what a job sends to itself and never reads counts as its memory: TCP",
+        """
+        import socket
+        sent, kept = 0, []
+        try:
+            server = socket.create_server(("127.0.0.1", 0))
+            while sent < 80 << 20:
+                one = socket.socket()
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+                one.connect(server.getsockname())
+                one.setblocking(False)
+                kept += [one, server.accept()[0]]
+                while True:
+                    try:
+                        sent += one.send(bytes(65536))
+                    except BlockingIOError:
+                        break
+        except OSError as error:
+            expect("the end of it", error.errno, 11, 12, 24, 105)
+        if sent >= 64 << 20:
+            note("holds %d MB beside its 64 MB" % (sent >> 20))
+        """,
+        reason=("exited", "out_of_memory"),
+        manifest={"memory_mb": 64, "timeout": 20},
+        stdout=None,
+        also=_held_or_ended,
+    ),
+    heavy(
+        "F54.udp_buffers",
+        "what a job sends to itself and never reads counts as its memory: UDP",
+        """
+        import socket
+        got, kept = 0, []
+        try:
+            while len(kept) < 200:
+                one, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+                one.bind(("127.0.0.1", 0))
+                one.setblocking(False)
+                kept.append(one)
+                for _ in range(16):
+                    other.sendto(bytes(32768), one.getsockname())
+                other.close()
+        except OSError as error:
+            expect("the end of it", error.errno, 11, 12, 24, 105)
+        for one in kept:
+            while True:
+                try:
+                    got += len(one.recv(1 << 16))
+                except BlockingIOError:
+                    break
+        if got >= 64 << 20:
+            note("holds %d MB beside its 64 MB" % (got >> 20))
+        """,
+        reason=("exited", "out_of_memory"),
+        manifest={"memory_mb": 64, "timeout": 20},
+        stdout=None,
+        also=_held_or_ended,
     ),
     python(
         "G16.credentials",
