@@ -229,3 +229,22 @@ def comparable(value):
 def test_both_give_the_same_answer(both, name):
     native, reference = (comparable(answer_of(server, JOBS[name])) for server in both)
     assert native == reference
+
+
+def test_a_flood_of_single_bytes_is_read_in_steps(both):
+    """Each byte once woke PID 1, and PID 1 woke http: five times the job's own CPU time, of
+    processes that serve everybody. In packet mode every read takes but one byte.
+    """
+    flood = (
+        "import fcntl, os, time\n"
+        "fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_DIRECT)\n"
+        "end = time.monotonic() + 1\n"
+        "while time.monotonic() < end: os.write(1, b'x')\n"
+    )
+    for server in both:
+        answer = answer_of(server, python(flood))
+        assert answer["exit_reason"] == "exited"
+        reply = server.client.get(f"/logs/{answer['job_id']}", params={"records": 1}).json()
+        steps = answer["execution_metadata"]["wall_time_ms"] / 20 + 2
+        assert len(reply["records"]) <= steps * 129
+        assert reply["stdout"] == "x" * len(reply["records"])
