@@ -10,9 +10,10 @@ Which step and how is read, at each step, from a file that all these processes
 have mapped: ``kind place step``, for example ``fail boot proc``. Kinds: ``fail``
 (the step raises EPERM and does nothing), ``skip`` (it does nothing and says that
 all is well), ``die`` (its process ends there). Several are joined by
-semicolons. An interpreter that forks for us (``template``) has no such mapping; its
-source is changed when the spawner prepares. The compiled PID 1 (``native``) is
-compiled with SANDRUN_FAULTS for this and gets the mapping's descriptor.
+semicolons. The Python of an interpreter that forks for us (``template``) has no such
+mapping; its source is changed when the spawner prepares. The compiled PID 1 (``native``)
+and the library by which a template forks (``fork``; one fault at a time) are compiled with
+SANDRUN_FAULTS for this and get the mapping's descriptor.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def spawner(path, fd):
     real.write_id_maps = once_prepared(control, real.write_id_maps)
     libc.clone = control.wrap("spawn", libc.clone, "clone")
     give_seam(control, path)
+    give_templates_seam(path)
     template_fault = [name for _, place, name in control.faults if place == "template"]
     if template_fault:
         real._RUNTIME_FILES = (
@@ -169,6 +171,24 @@ def give_seam(control, path):
     # Those of its children that are Python's have one step of another name.
     names = [step.__name__.strip("_").replace("dumpable", "die_with_parent") for step in assist.STEPS]
     assist.STEPS = tuple(map(control.wrap, ["late"] * len(names), assist.STEPS, names))
+
+
+def give_templates_seam(path):
+    """A template's library finds the mapping behind the last descriptor; see fork.c."""
+    from sandrun.pool import templates
+    from sandrun.pool.zygote import child
+
+    fd = child.above(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+
+    class KeepOne:
+        def __getattr__(self, name):
+            return getattr(os, name)
+
+        def closerange(self, first, behind):
+            os.dup2(fd, first)
+            os.closerange(first + 1, behind)
+
+    templates.os = KeepOne()
 
 
 def once_prepared(control, write_id_maps):

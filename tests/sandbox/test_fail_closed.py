@@ -285,7 +285,7 @@ def test_a_late_process_that_cannot_be_confined_is_a_server_fault(node, _, step,
 TEMPLATE_STEPS = """pid_namespace namespaces control_group cgroup_namespace own_session
 standard_streams rlimits bounding_set job_ids no_capabilities no_new_privileges landlock
 few_descriptors system_calls fresh""".split()
-# With the compiled PID 1 these are fork.c's, which has no seam for faults.
+# With the compiled PID 1 these are fork.c's: see below.
 COMPILED_AWAY = ("namespaces", "control_group", "cgroup_namespace", "bounding_set")
 # Each costs a server; the last of each kind of process are the default run.
 EVERY = os.environ.get("SANDRUN_EVERY_STEP") == "1"
@@ -309,6 +309,38 @@ def test_a_fork_of_a_template_that_cannot_be_confined_is_not_used(tmp_path, step
         )
         listed = node.server.client.get("/environments").json()
         assert listed["stats"]["warm"] <= 1  # the generic one, of another kind
+
+
+FORK_STEPS = re.findall(r'r->step = "(\w+)"', (build.SOURCE / "fork.c").read_text())
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """A server whose python3 is forked from a template by fork.c."""
+    if UNBUILT:
+        pytest.skip(UNBUILT)
+    with running(tmp_path_factory.mktemp("forks"), FORK_MODE, init="native") as found:
+        yield found
+
+
+def test_a_template_forks_by_these_steps():
+    assert FORK_STEPS == [*COMPILED_AWAY, "fork"]
+
+
+@pytest.mark.parametrize("how", ["fail", "die"])
+@pytest.mark.parametrize("step", FORK_STEPS)
+def test_a_compiled_fork_of_a_template_that_fails_is_not_used(forks, step, how):
+    forks.until(lambda: forks.warm() > 0, "no sandbox comes")
+    forks.inject((how, "fork", step))
+    try:
+        forks.until_fault(f"{step}:")
+        listed = forks.server.client.get("/environments").json()
+        assert listed["stats"]["warm"] <= 1  # the generic one, of another kind
+    finally:
+        forks.lift()
+    # The template itself has lived through it.
+    forks.until(lambda: forks.warm() > 1, "no sandbox comes")
+    assert forks.server.run({"main.py": PROGRAM})["stdout"] == "ran\n"
 
 
 # ── a step is left out, and nobody says so ───────────────────────────────────

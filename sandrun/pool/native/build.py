@@ -51,7 +51,7 @@ class Native(NamedTuple):
 def load(defines: tuple[str, ...] = ()) -> Native:
     """Build if need be. The descriptors are the caller's. Raises :class:`NotBuilt`.
 
-    ``defines``: for tests, see SANDRUN_FAULTS in sys.c.
+    ``defines``: for tests, see SANDRUN_FAULTS in sys.c and fork.c.
     """
     sources = sorted(path for path in SOURCE.iterdir() if path.suffix in {".c", ".h"})
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
@@ -88,7 +88,14 @@ def _compile(compiler: str, directory: Path, defines: tuple[str, ...]) -> None:
     for argv in (
         (compiler, *_INIT_FLAGS, *macros, "-o", str(directory / "init"), *sources),
         *(
-            (compiler, *_LIBRARY_FLAGS, "-o", f"{directory}/{name}.so", f"{SOURCE}/{name}.c")
+            (
+                compiler,
+                *_LIBRARY_FLAGS,
+                *macros,
+                "-o",
+                f"{directory}/{name}.so",
+                f"{SOURCE}/{name}.c",
+            )
             for name in _LIBRARIES
         ),
     ):
