@@ -84,11 +84,19 @@ class Blocking:
         self, method: str, path: str, content_type: str = "", body: bytes = b""
     ) -> tuple[int, dict]:
         """Status and the JSON body."""
-        self._socket.sendall(request(self.parts, method, path, content_type, body))
+        status, answer = self._ask(request(self.parts, method, path, content_type, body))
+        return status, json.loads(answer or b"{}")
+
+    def text(self, path: str) -> str:
+        """The body of an answer that is no JSON."""
+        return self._ask(request(self.parts, "GET", path))[1].decode()
+
+    def _ask(self, message: bytes) -> tuple[int, bytes]:
+        self._socket.sendall(message)
         reader = Reader()
         while (found := reader.feed(self._receive())) is None:
             pass
-        return found[0], json.loads(found[2] or b"{}")
+        return found[0], found[2]
 
     def _receive(self) -> bytes:
         data = self._socket.recv(1 << 16)

@@ -153,6 +153,21 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def anonymous_bytes(pid: int) -> int:
+    """What a process has written itself, in memory or swapped out; 0 if it is gone.
+
+    Pages that a fork shares count in full in both.
+    """
+    with contextlib.suppress(OSError):
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(
+            int(line.split()[1]) * 1024
+            for line in rollup
+            if line.startswith(("Anonymous:", "Swap:"))
+        )
+    return 0
+
+
 def descendants(pid: int) -> list[int]:
     """Every process below ``pid``."""
     found, queue = [], [pid]

@@ -5,10 +5,26 @@
     python -m bench.soak [--minutes N] [--clients C]
 
 Short, long, hostile, big and cancelled jobs, and clients that hang up, all at once
-against a server of our own. When the load has ended and the pool is quiet again,
-counts must be what they were before it: processes, descriptors of each of our
-processes, control groups, mounts, namespaces. Memory is judged by its slope, not by
-its level: the second half of the samples against time, in KiB per minute.
+against a server of our own. When the load has ended, the pool is quiet again and
+retention (two seconds here) is over, counts must be what they were before it:
+processes, descriptors of each of our processes, control groups, mounts, namespaces;
+and no job may be left, neither in http nor in the supervisor's store.
+
+Memory is judged for each process by itself (http, standby, supervisor, spawners,
+their assistants and templates), and by its slope, not by its level:
+
+* what counts is the memory that nobody else can have written, ``Anonymous`` and
+  ``Swap`` of smaps_rollup: unlike PSS it does not change when another process that
+  shares pages comes or goes, as sandboxes do all the time;
+* of each :data:`WINDOW_S` the lowest sample counts: an answer of some megabytes that is
+  on its way at that moment is no leak;
+* the slope is that of these minima over the second half, by least squares: buffers,
+  caches and arenas that come to their size in the first half are flat in the second.
+
+A slope is a leak from :data:`SLOPE_MAX_KB_MIN` on, if the second half has at least
+:data:`WINDOWS_MIN` windows, that is in a run of five minutes or more; a shorter run
+prints it and does not judge it. Each is printed per thousand jobs, too: a real leak
+is as large there whatever the machine.
 Exit status 1 on any leak or wrong answer.
 """
 
@@ -19,6 +35,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import sys
 import time
 from collections import Counter
@@ -26,11 +43,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import node
-from bench.client import Connections, request
+from bench.client import Blocking, Connections, request
 from bench.load import new_event_loop
-from bench.measure import descendants, group_directories, median, pss_bytes
+from bench.measure import anonymous_bytes, descendants, group_directories
 
 CONFIG = """\
+[http]
+admin_listen = "127.0.0.1:{port}"
 [rate_limit]
 enabled = false
 [pool]
@@ -63,8 +82,11 @@ MIX = (
     ("loop", 2, "while True: pass", {"timeout": 1}, set()),
     ("daemons", 4, "import os\nfor i in range(8):\n  if not os.fork(): os.setsid(); __import__('time').sleep(99)", {}, {"exited"}),
 )  # fmt: skip
-SLOPE_MAX_KB_MIN = 1024  # of one process; caches that fill up are flat in the second half
+SLOPE_MAX_KB_MIN = 256  # of one process; two bytes per job at 2,000 jobs a minute are 4
+WINDOW_S = 15.0
+WINDOWS_MIN = 10
 SETTLE_S = 90.0
+KEPT = ("sandrun_jobs_kept", "sandrun_store_records", "sandrun_clients")
 
 
 @dataclass(frozen=True)
@@ -96,37 +118,60 @@ class Counts:
 
 @dataclass
 class Memory:
-    """PSS of one process over time."""
+    """What one process has for itself, over time: (seconds, bytes)."""
 
     samples: list[tuple[float, int]] = field(default_factory=list)
 
+    def lows(self) -> list[tuple[float, int]]:
+        """The lowest sample of each window of the second half."""
+        start = self.samples[len(self.samples) // 2][0] if self.samples else 0.0
+        lows: dict[int, tuple[float, int]] = {}
+        for t, size in self.samples:
+            if t >= start:
+                window = int((t - start) / WINDOW_S)
+                lows[window] = min(lows.get(window, (t, size)), (t, size), key=lambda low: low[1])
+        return list(lows.values())
+
     def slope_kb_min(self) -> float:
         """Least squares over the second half, in KiB per minute."""
-        half = self.samples[len(self.samples) // 2 :]
-        if len(half) < 3:
+        lows = self.lows()
+        if len(lows) < 2:
             return 0.0
-        times, sizes = zip(*half, strict=True)
+        times, sizes = zip(*lows, strict=True)
         mean_t, mean_s = sum(times) / len(times), sum(sizes) / len(sizes)
         spread = sum((t - mean_t) ** 2 for t in times)
-        slope = sum((t - mean_t) * (s - mean_s) for t, s in half) / spread
+        slope = sum((t - mean_t) * (s - mean_s) for t, s in lows) / spread
         return slope * 60 / 1024
+
+    def is_leak(self) -> bool:
+        """Whether it grows, as far as that can be told."""
+        return len(self.lows()) >= WINDOWS_MIN and self.slope_kb_min() > SLOPE_MAX_KB_MIN
+
+    def line(self, jobs_per_minute: float) -> str:
+        """For people."""
+        slope, mib = self.slope_kb_min(), [size / 2**20 for _, size in self.samples]
+        per_thousand = slope * 1000 / jobs_per_minute
+        return (
+            f"{mib[0]:6.1f} MiB, half-way {mib[len(mib) // 2]:6.1f}, last {mib[-1]:6.1f};"
+            f" {slope:+7.0f} KiB/min ({per_thousand:+.1f} KiB per 1,000 jobs)"
+        )
 
 
 def ours(pid: int) -> dict[str, int]:
     """Long-lived processes of a server by name."""
     found = {"supervisor": pid}
-    spawners = 0
+    counts: Counter[str] = Counter()
     for child in descendants(pid):
         try:
-            line = Path(f"/proc/{child}/cmdline").read_bytes()
-            name = Path(f"/proc/{child}/comm").read_text().strip()
+            name = Path(f"/proc/{child}/comm").read_text().strip().removeprefix("sandrun-")
+            status = Path(f"/proc/{child}/status").read_text()
         except OSError:
             continue
-        if b"sandrun.http" in line:
-            found[name.removeprefix("sandrun-")] = child  # http, standby
-        elif name == "sandrun-spawner":
-            spawners += 1
-            found[f"spawner {spawners}"] = child
+        if len(status.partition("\nNSpid:")[2].partition("\n")[0].split()) > 1:
+            continue  # in a sandbox
+        kind = name if name in ("http", "standby", "spawner", "assist") else "template"
+        counts[kind] += 1
+        found[f"{kind} {counts[kind]}" if counts[kind] > 1 else kind] = child
     return found
 
 
@@ -217,12 +262,13 @@ async def soak(server: node.Node, seconds: float, clients: int) -> tuple[Mix, di
     """Load for a while, taking memory every few seconds."""
     mix = Mix(server.url, 1)
     until = time.monotonic() + seconds
-    memory = {name: Memory() for name in ours(server.pid)}
+    memory: dict[str, Memory] = {}
     tasks = [asyncio.create_task(mix.client(until)) for _ in range(clients)]
     while time.monotonic() < until:
         await asyncio.sleep(min(2.0, seconds / 20))
         for name, pid in ours(server.pid).items():
-            memory.setdefault(name, Memory()).samples.append((time.monotonic(), pss_bytes(pid)))
+            if size := anonymous_bytes(pid):
+                memory.setdefault(name, Memory()).samples.append((time.monotonic(), size))
         left = max(0, round(until - time.monotonic()))
         sys.stderr.write(f"\r{mix.done.total()} jobs, {left} s left, wrong: {dict(mix.wrong)} ")
     await asyncio.gather(*tasks)
@@ -231,13 +277,29 @@ async def soak(server: node.Node, seconds: float, clients: int) -> tuple[Mix, di
     return mix, memory
 
 
-def quiet(server: node.Node, before: Counts) -> list[str]:
+def records(port: int) -> list[str]:
+    """Jobs that http or the store still know, as sentences; each client has a record, too,
+    and the node has one.
+    """
+    connection = Blocking(f"http://127.0.0.1:{port}")
+    try:
+        lines = connection.text("/metrics").splitlines()
+    finally:
+        connection.close()
+    values = dict(line.rsplit(" ", 1) for line in lines if line.startswith(KEPT))
+    jobs, kept, clients = (int(values[name]) for name in KEPT)
+    left = [f"{jobs} jobs are left in http"] if jobs else []
+    return left + ([f"{kept - clients - 1} too many records in the store"] * (kept > clients + 1))
+
+
+def quiet(server: node.Node, port: int, before: Counts) -> list[str]:
     """Wait until nothing is above ``before``; what still is after a while."""
     until = time.monotonic() + SETTLE_S
     while True:
         left = count(server.pid).above(before, slack=0)
         # A slot keeps its group for the next job: as many as there were jobs at once.
         left = [line for line in left if not line.startswith(("control groups", "descriptors"))]
+        left += records(port)
         if not left or time.monotonic() > until:
             return left
         time.sleep(1)
@@ -252,14 +314,17 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     options = parser.parse_args()
     groups = _groups()
-    with node.running(CONFIG) as server:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with node.running(CONFIG.format(port=port)) as server:
         # The first load brings pools and caches to their size: what follows is compared.
         asyncio.Runner(loop_factory=new_event_loop).run(soak(server, 10, options.clients))
         time.sleep(5)
         first = count(server.pid)
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
             mix, memory = runner.run(soak(server, options.minutes * 60, options.clients))
-        leaks = quiet(server, first)
+        leaks = quiet(server, port, first)
         last = count(server.pid)
         # Groups and their descriptors are kept for reuse, up to the jobs at once.
         most = options.clients * 2 + 16
@@ -270,11 +335,9 @@ def main() -> int:
         ]
     leaks += [f"left after the end: {name}" for name in sorted(_groups() - groups)]
     for name, taken in memory.items():
-        slope = taken.slope_kb_min()
-        level = median(size for _, size in taken.samples) / 2**20 if taken.samples else 0
-        print(f"{name:>12}: {level:7.1f} MiB, {slope:+8.0f} KiB/min")
-        if slope > SLOPE_MAX_KB_MIN and options.minutes >= 5:
-            leaks.append(f"memory of {name} grows by {slope:.0f} KiB/min")
+        print(f"{name:>12}: {taken.line(mix.done.total() / options.minutes)}")
+        if taken.is_leak():
+            leaks.append(f"memory of {name} grows by {taken.slope_kb_min():.0f} KiB/min")
     print(f"jobs: {dict(mix.done)}")
     print(f"counts before {first}\n   and after {last}")
     for line in leaks:

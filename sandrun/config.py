@@ -66,7 +66,7 @@ class Pool(_Section, frozen=True):
     template_seconds: Seconds = 600.0  # or after so long
     environments_dir: str = "/var/cache/sandrun/environments"
     drain_seconds: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    watchdog_seconds: Seconds = 60.0  # past its time-out: unpacking and collecting included
+    watchdog_seconds: Seconds = 60.0  # past a time-out, unpacking included; of our own's silence
 
 
 class LimitValues(_Section, frozen=True):

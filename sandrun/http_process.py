@@ -27,7 +27,7 @@ import msgspec
 from sandrun.channel import Channel, Closed, close_all, pair
 from sandrun.config import Config
 from sandrun.errors import ProtocolError
-from sandrun.messages import StoreEntry, ToHttp, ToPool, Welcome
+from sandrun.messages import Ping, StoreEntry, ToHttp, ToPool, Welcome
 from sandrun.pool import seccomp
 from sandrun.pool.supplies import Supplies
 
@@ -73,7 +73,10 @@ class HttpProcess:
         self.loop = asyncio.get_running_loop()
         self.attached = False
         self.loaded = False  # nothing but what we know is missing to it
+        self.ready = False  # it serves
         self.leaving = False  # told to make room for the next
+        self.fault = ""  # why we ended it
+        self._silent_s = 0.0
         self._outbox: deque[tuple[ToHttp, tuple[int, ...]]] = deque()
         self._entries: Iterator[tuple[StoreEntry, tuple[int, ...]]] | None = None
         self._restored: Callable[[], None] = lambda: None
@@ -143,10 +146,37 @@ class HttpProcess:
             else:
                 return
         if len(self._outbox) >= MAX_OUTBOX:
-            log.error("http does not read its messages; restarting it")
-            self.process.kill()
+            self._give_up("it does not read its messages")
             return
-        self._outbox.append((message, tuple(os.dup(fd) for fd in fds)))
+        copies: list[int] = []
+        try:
+            copies += map(os.dup, fds)
+        except OSError as error:  # what it is not told now it would never know
+            close_all(copies)
+            self._give_up(str(error))
+            return
+        self._outbox.append((message, tuple(copies)))
+
+    def look(self, passed_s: float, most_s: float) -> None:
+        """``passed_s`` after the last look: end it if it has said nothing for ``most_s``
+        (twice that while it has much to load), else ask it for a word.
+
+        What counts is time in which we listened: if it was us who slept, or the
+        machine, nobody has been silent.
+        """
+        self._silent_s += passed_s
+        loads = self.attached and not self.ready if self.loaded else True
+        if self._silent_s > (2 * most_s if loads else most_s):
+            self._give_up(f"it said nothing for {self._silent_s:g} s")
+        elif self.loaded and self._entries is None and not self._outbox:
+            with contextlib.suppress(BlockingIOError, Closed):
+                self.channel.send(Ping())
+
+    def _give_up(self, why: str) -> None:
+        if not self.fault:
+            self.fault = why
+            log.error("http is ended: %s", why)
+            self.process.kill()
 
     def _flush(self) -> None:
         """First what was kept, then what was said meanwhile."""
@@ -197,6 +227,7 @@ class HttpProcess:
         except ProtocolError as error:
             self._junk(error)
             return False
+        self._silent_s = 0.0
         try:
             self.on_message(self, message, fds)
         except ProtocolError as error:
@@ -205,8 +236,7 @@ class HttpProcess:
         return True
 
     def _junk(self, error: ProtocolError) -> None:
-        log.error("http sent junk (%s): ending it", error)
-        self.process.kill()
+        self._give_up(f"it sent junk ({error})")
 
     def _ended(self) -> None:
         """Its last words count: they are all in the socket."""

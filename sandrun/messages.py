@@ -138,6 +138,7 @@ class PoolState(_Message, frozen=True):
     ``fault`` is the first cause why the pool cannot make zygotes, or "".
     ``pressure`` is why the host is too short of memory for new jobs, or "".
     ``memory_available_bytes`` is what new jobs may still use on this host.
+    ``records`` is how many entries the store holds, as of a second ago at most.
     """
 
     warm: int
@@ -147,6 +148,7 @@ class PoolState(_Message, frozen=True):
     fault: Text = ""
     pressure: Text = ""
     memory_available_bytes: Bytes = 1 << 40
+    records: Annotated[int, msgspec.Meta(ge=0)] = 0
     kinds: tuple[KindState, ...] = ()
 
 
@@ -228,8 +230,13 @@ class StoreState(_Message, frozen=True):
     full: bool
 
 
+class Ping(_Message, frozen=True):
+    """Say something; nothing else is asked. See :class:`Pong`."""
+
+
 ToHttp = (
     Welcome
+    | Ping
     | StoreEntry
     | Restored
     | Lease
@@ -251,6 +258,10 @@ ToHttp = (
 
 class Loaded(_Message, frozen=True):
     """http has started and confined itself; it waits for :class:`Welcome`."""
+
+
+class Pong(_Message, frozen=True):
+    """Answer to :class:`Ping`, before and after Welcome: this process is not stuck."""
 
 
 class Keep(_Message, frozen=True):
@@ -348,7 +359,7 @@ class Kill(_Message, frozen=True):
     zygote: ZygoteId
 
 
-ToPool = Loaded | Keep | Forget | Ready | Taken | Resize | Want | Install | Finished | Kill
+ToPool = Loaded | Pong | Keep | Forget | Ready | Taken | Resize | Want | Install | Finished | Kill
 
 
 # ── http → zygote ────────────────────────────────────────────────────────────

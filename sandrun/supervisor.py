@@ -55,6 +55,7 @@ from sandrun.messages import (
     Kill,
     Leave,
     Loaded,
+    Pong,
     Ready,
     Resize,
     Restored,
@@ -86,6 +87,7 @@ ZYGOTE_FDS: Final = 21
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
 STANDBY_DELAY_S: Final = 1.0  # the one that has just taken over has work to do
 SERVED_DELAY_MAX_S: Final = 1.0  # between restarts of an http that served and died young
+LOOKS: Final = 6  # at http in [pool] watchdog_seconds
 DRAIN_MARGIN_S: Final = 5.0  # http exits when its jobs are done; this is for one that does not
 _BUILD_SLOT: Final = 1_000_000  # the control group of installers; no sandbox's number is as high
 _BUILD_MEMORY_MB: Final = 1024  # of installers, beside what they put into the cache
@@ -226,6 +228,7 @@ class Supervisor:
             to_http=self._to_http,
             hear_http=self._hear_http,
             on_gone=self.store.zygote_gone,
+            records=self.store.__len__,
             supplies=self.supplies,
         )
         build_group: JobGroup | None = None
@@ -234,6 +237,7 @@ class Supervisor:
             await self.manager.start()
             self.welcome = self._make_welcome(probes)
             self._watchdog()
+            self._look_at_http()
             self._start_http()
             await self.stopped.wait()
         finally:
@@ -302,6 +306,15 @@ class Supervisor:
             self.notify("WATCHDOG=1")
             self.loop.call_later(self.notify.watchdog_s, self._watchdog)
 
+    def _look_at_http(self) -> None:
+        """As long as http, and what may follow it, answers, it is let live."""
+        most_s = self.config.pool.watchdog_seconds
+        period_s = most_s / LOOKS
+        for http in filter(None, (self.http, self.next_http, self.standby)):
+            http.look(period_s, most_s)
+        if not self.stopped.is_set():
+            self.loop.call_later(period_s, self._look_at_http)
+
     # ── http: life ───────────────────────────────────────────────────────────
 
     def _new_http(self) -> HttpProcess:
@@ -317,7 +330,11 @@ class Supervisor:
         if self.http is not None or self.stopped.is_set():
             return
         self._cancel_standby()
-        http, self.standby = self.standby, None
+        http: HttpProcess | None
+        if self.next_http is not None and self.next_http.loaded:  # while there was none
+            http, self.next_http = self.next_http, None
+        else:
+            http, self.standby = self.standby, None
         if http is None:
             try:
                 http = self._new_http()
@@ -357,6 +374,8 @@ class Supervisor:
             self._on_no_standby(str(error))
 
     def _on_no_standby(self, cause: str) -> None:
+        if self.stopping:
+            return
         delay = self.standby_restart.on_failure(time.monotonic(), cause)
         log.warning("no standby for http (%s); next try in %.2f s", cause, delay)
         self._want_standby(delay)
@@ -389,17 +408,18 @@ class Supervisor:
             old.process.kill()  # its end is seen by _on_http_exit
 
     def _on_http_exit(self, http: HttpProcess, code: int) -> None:
+        cause = http.fault or f"exit status {code}"
         if http is self.next_http:
             self.next_http = None
-            log.error("the new http ended with status %s; the old one stays", code)
+            log.error("the new http ended (%s); the old one stays", cause)
             self._want_standby()
         elif http is self.standby:
             self.standby = None
-            self._on_no_standby(f"exit status {code}")
+            self._on_no_standby(cause)
         elif http is self.http:
-            self._on_served_http_exit(http, code)
+            self._on_served_http_exit(http, code, cause)
 
-    def _on_served_http_exit(self, http: HttpProcess, code: int) -> None:
+    def _on_served_http_exit(self, http: HttpProcess, code: int, cause: str) -> None:
         self.http = None
         crashed = code != 0 or not http.leaving
         self.manager.revoke_leases(self.store.holds, crashed=crashed)
@@ -412,7 +432,7 @@ class Supervisor:
             log.info("a new http takes over %d records", len(self.store))
             self._attach(http)
             return
-        self._restart_http(f"exit status {code}")
+        self._restart_http(cause)
 
     def _restart_http(self, cause: str) -> None:
         """After a crash, a drain's too: its running jobs still have their time."""
@@ -454,7 +474,7 @@ class Supervisor:
     def _handle(self, http: HttpProcess, message: ToPool, fds: list[int]) -> None:
         if not isinstance(message, Keep):
             close_all(fds)
-        if http is not self.http and not isinstance(message, Loaded):
+        if http is not self.http and not isinstance(message, Loaded | Pong):
             close_all(fds if isinstance(message, Keep) else [])
             raise ProtocolError(f"{type(message).__name__} before Welcome")
         match message:
@@ -477,13 +497,16 @@ class Supervisor:
             case Resize():
                 self.manager.resize(message.zygote, message.storage_bytes)
             case Ready():
-                self._on_ready(message)
+                self._on_ready(http, message)
             case Loaded():
                 self._on_loaded(http)
+            case Pong():
+                pass  # that it speaks is all that it says
             case _:
                 assert_never(message)
 
-    def _on_ready(self, message: Ready) -> None:
+    def _on_ready(self, http: HttpProcess, message: Ready) -> None:
+        http.ready = True
         self.http_served = True  # its restarts are forgotten when it has lived for a while
         self._want_standby()
         self.manager.open_leases()

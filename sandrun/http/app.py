@@ -427,6 +427,7 @@ class App:
             "upload_bytes": self.budget.used,
             "upload_limit_bytes": self.budget.max_bytes,
             "retained_bytes": self.registry.retained_bytes,
+            "store_records": pool.records if pool else 0,
             "clients": len(self.quota),
             "draining": self.draining or self.leaving.is_set(),
             "store_full": self.store_full,

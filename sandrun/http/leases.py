@@ -10,6 +10,7 @@ turn is a :class:`ProtocolError`: the zygote is killed and its job counts as los
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections import deque
@@ -40,6 +41,8 @@ from sandrun.messages import (
     Lease,
     Leave,
     LogGrew,
+    Ping,
+    Pong,
     PoolState,
     Resize,
     Resized,
@@ -63,6 +66,8 @@ if TYPE_CHECKING:
 
     from sandrun.http.jobs import Job
     from sandrun.job import JobSpec
+
+log: Final = logging.getLogger("sandrun.http")
 
 LEASE_FDS: Final = 3  # socket, log, outputs
 CANCEL_GRACE_S: Final = 2.0  # PID 1 kills and reports in milliseconds; then it counts as stuck
@@ -251,7 +256,11 @@ class Leases:
                 self._on_message(message, fds)
         except BlockingIOError:
             return
-        except Closed:
+        except (Closed, ProtocolError) as error:
+            # A message that is lost (a lease for which we had no descriptor left, say)
+            # would be missed for ever: the next http is told everything anew.
+            if isinstance(error, ProtocolError):
+                log.error("the supervisor is not understood: %s", error)
             self._loop.remove_reader(self._control.fileno())
             self._listener.on_supervisor_gone()
 
@@ -267,6 +276,8 @@ class Leases:
                 self._on_resized(message)
             case Welcome():
                 self._listener.on_welcome(message)
+            case Ping():
+                self.send(Pong())
             case StoreEntry():
                 self._listener.on_entry(message, fds)
             case Restored():

@@ -52,6 +52,7 @@ GAUGES: Final = {
     "upload_bytes": "Uploads held now.",
     "upload_limit_bytes": "Beyond this new uploads get 503.",
     "retained_bytes": "Logs and outputs of ended jobs.",
+    "store_records": "Records that outlive this process: one for each job, client and node.",
     "clients": "Accounts known.",
     "draining": "1 while no more jobs are accepted.",
     "store_full": "1 while nothing more can be recorded.",

@@ -51,7 +51,6 @@ from sandrun.messages import (
     Withdraw,
 )
 from sandrun.pool import policy
-from sandrun.pool.assist import NAME as ASSISTANT
 from sandrun.pool.cgroup import Hierarchy, JobGroup
 from sandrun.pool.lifecycle import Event, State, step
 from sandrun.pool.mounts import GID, JOB_UID
@@ -69,6 +68,7 @@ INODES_PER_MIB: Final = 160  # 100 MB hold 16,000 files
 BOOT_TIMEOUT_S: Final = 120.0  # a cold disk, a loaded machine, an emulated one
 UNWATCHED_EVERY_S: Final = 0.02  # a killed PID 1 ends in less
 ADOPTED_EVERY_S: Final = 0.05  # while we stop; see reap_adopted
+ADOPTED_LOOKS: Final = 10  # a second apart, after a spawner's end
 SEND_BUFFER: Final = 4 * MAX_MESSAGE
 UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
 WATCHDOG_MARGIN_S: Final = 30.0  # http's own watchdog comes first
@@ -144,6 +144,7 @@ class Spawner:
         self.restart = Restart()
         self.up = False
         self.retired = False  # its environment has been removed
+        self.deadline: asyncio.TimerHandle | None = None  # to be up
 
 
 class Manager:
@@ -151,6 +152,7 @@ class Manager:
 
     ``to_http``: sends to http, dropping the message if there is no http now.
     ``hear_http``: handles what http has already sent. ``on_gone``: a zygote is reaped.
+    ``records``: how many entries the store holds, for http to tell.
     ``directories``: host directory of each environment's packages, or "".
     """
 
@@ -167,6 +169,7 @@ class Manager:
         to_http: Callable[[ToHttp, tuple[int, ...]], None],
         hear_http: Callable[[], None] = lambda: None,
         on_gone: Callable[[int], None] = lambda _: None,
+        records: Callable[[], int] = lambda: 0,
         supplies: Supplies | None = None,
     ) -> None:
         self.supplies = supplies or Supplies()
@@ -182,6 +185,8 @@ class Manager:
         self.to_http = to_http
         self.hear_http = hear_http
         self.on_gone = on_gone
+        self.records = records
+        self._records_told = 0
         self.loop = asyncio.get_running_loop()
         self.spawners = {
             name: Spawner(name, environment, index)
@@ -307,6 +312,8 @@ class Manager:
             pidfd = self.supplies.watch(process.pid)
             ours.pop_all()
         spawner.process, spawner.pidfd = process, pidfd
+        most_s = 2 * self.config.pool.watchdog_seconds  # modules to preload may be large
+        spawner.deadline = self.loop.call_later(most_s, self._on_silent, spawner, most_s)
         spawner.channel = Channel(control, FromSpawner)
         spawner.channel.send(self._prepare(spawner), self.native or ())
         self.loop.add_reader(control.fileno(), self._on_spawner, spawner)
@@ -352,6 +359,8 @@ class Manager:
         match message:
             case SpawnerReady():
                 spawner.interpreters = message.interpreters
+                spawner.restart.cause = ""
+                _cancel_deadline(spawner)
                 spawner.up = True
                 spawner.ready.set()
                 self.refill()
@@ -363,9 +372,18 @@ class Manager:
                 self._on_boot_failed(spawner, message)
         return True
 
+    def _on_silent(self, spawner: Spawner, seconds: float) -> None:
+        """It is there and does nothing: a module that it preloads may wait for ever."""
+        assert spawner.process is not None
+        spawner.restart.cause = f"it said nothing for {seconds:g} s"
+        spawner.process.kill()
+        spawner.ready.set()  # whoever waits for it is told, and the others can start
+
     def _on_spawner_exit(self, spawner: Spawner) -> None:
         assert spawner.process is not None
         code = spawner.process.wait()
+        while self._on_spawner(spawner):
+            pass  # its last words: what it had cloned is ours to end
         self._forget_spawner(spawner)
         if self.stopping:
             return
@@ -391,13 +409,20 @@ class Manager:
         for zygote in list(self.zygotes.values()):
             if zygote.kind.environment == spawner.name and zygote.state is State.ORDERED:
                 self._gone(zygote)
-        self.loop.call_later(1.0, reap_adopted)  # its template ends just after it
+        self._reap_adopted(ADOPTED_LOOKS)
+
+    def _reap_adopted(self, looks: int) -> None:
+        """What a spawner leaves behind ends just after it: on a busy machine, a while."""
+        reap_adopted({zygote.pid for zygote in self.zygotes.values()})
+        if looks and not self.stopping:
+            self.loop.call_later(1.0, self._reap_adopted, looks - 1)
 
     def _restart_spawner(self, spawner: Spawner) -> None:
         if not self.stopping and not spawner.retired:
             self._start_spawner(spawner)
 
     def _forget_spawner(self, spawner: Spawner) -> None:
+        _cancel_deadline(spawner)
         self.loop.remove_reader(spawner.pidfd)
         os.close(spawner.pidfd)
         if spawner.channel:
@@ -499,7 +524,9 @@ class Manager:
             return False
         finally:
             close_all(list(fds[:3]))
-        zygote.deadline = self.loop.call_later(BOOT_TIMEOUT_S, self._boot_timeout, zygote)
+        # To clone takes no time, to boot may: until then it is the spawner that is silent.
+        most_s = self.config.pool.watchdog_seconds
+        zygote.deadline = self.loop.call_later(most_s, self._on_silent, spawner, most_s)
         return True
 
     def _make(self, kind: Kind) -> tuple[Zygote, tuple[int, ...]]:
@@ -555,6 +582,8 @@ class Manager:
         if zygote is None:
             return
         zygote.pid = message.pid
+        _cancel_deadline(zygote)
+        zygote.deadline = self.loop.call_later(BOOT_TIMEOUT_S, self._boot_timeout, zygote)
         try:
             zygote.pidfd = self.supplies.watch(message.pid)
         except OSError as error:  # nobody would hear of its end: it must not begin
@@ -576,9 +605,7 @@ class Manager:
         zygote = self.zygotes.get(message.zygote)
         if zygote is None or not self._advance(zygote, Event.BOOTED):
             return
-        if zygote.deadline:
-            zygote.deadline.cancel()
-            zygote.deadline = None
+        _cancel_deadline(zygote)
         kind = zygote.kind
         kind.restart.on_success()
         kind.demand.on_booted(self.loop.time() - zygote.ordered)
@@ -632,10 +659,7 @@ class Manager:
 
     def _boot_timeout(self, zygote: Zygote) -> None:
         self._boot_failure(zygote.kind, f"no answer within {BOOT_TIMEOUT_S:g} s")
-        if zygote.state is State.ORDERED:
-            self._gone(zygote)
-        else:
-            self.kill(zygote.id)
+        self.kill(zygote.id)
 
     # ── zygotes: life and death ──────────────────────────────────────────────
 
@@ -788,8 +812,7 @@ class Manager:
         self._gone(zygote)
 
     def _gone(self, zygote: Zygote) -> None:
-        if zygote.deadline:
-            zygote.deadline.cancel()
+        _cancel_deadline(zygote)
         if zygote.pidfd >= 0:
             self.loop.remove_reader(zygote.pidfd)
             os.close(zygote.pidfd)
@@ -864,7 +887,7 @@ class Manager:
         now = self.pressure.judge(self._look_at_memory())
         if bool(now) != bool(before):
             log.warning("new jobs are refused: %s" if now else "new jobs are taken again%s", now)
-        if now or before:
+        if now or before or self.records() != self._records_told:
             self.report()
         if self._memory[1].available_share < policy.LOW_SHARE:
             for kind in self.kinds:
@@ -890,6 +913,7 @@ class Manager:
         if self._report is not None:
             self._report.cancel()
             self._report = None
+        self._records_told = self.records()
         self.to_http(
             PoolState(
                 warm=self.counts[State.LEASED],
@@ -899,6 +923,7 @@ class Manager:
                 fault=self.fault[:4096],
                 pressure=self.pressure.reason,
                 memory_available_bytes=self._look_at_memory().available_bytes,
+                records=self._records_told,
                 kinds=tuple(self._state_of(kind) for kind in self.kinds),
             ),
             (),
@@ -930,32 +955,46 @@ class Manager:
             else:
                 self.kill(zygote.id)
         while self.zygotes:
-            reap_adopted()
+            reap_adopted({zygote.pid for zygote in self.zygotes.values()})
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), ADOPTED_EVERY_S)
         for group in self._free_groups:
             group.destroy()
 
 
-def reap_adopted() -> None:
-    """Collect what we inherited from a template that died.
+def _cancel_deadline(owner: Spawner | Zygote) -> None:
+    if owner.deadline is not None:
+        owner.deadline.cancel()
+        owner.deadline = None
 
-    Between two forks it has a child inside the sandbox's pid namespace but outside of
-    its family. If it dies there, that child becomes ours, and the kernel lets the
-    namespace's PID 1 end only when nobody is left in it, unreaped ones included: the
-    zygote would never be gone. Ours are known by being in a pid namespace below ours
-    and not its PID 1, or by their name: what served the sandboxes of a spawner ends
-    with it, and so does its child.
+
+def reap_adopted(known: set[int]) -> None:
+    """Collect what we inherited from a spawner, or a template, that died.
+
+    Between two forks a template has a child inside the sandbox's pid namespace but
+    outside of its family. If it dies there, that child becomes ours, and the kernel lets
+    the namespace's PID 1 end only when nobody is left in it, unreaped ones included: the
+    zygote would never be gone. A spawner leaves its template, its assistant, programs
+    that it asks for their version, and a PID 1 that it had cloned and not told us of.
+
+    They are known by their session, which is their spawner's or their own; what we start
+    and wait for ourselves is in ours, spawners aside. ``known``: PID 1s whose end :meth:`Manager._on_exit` sees.
     """
+    ours = os.getsid(0)
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        children = [int(word) for word in file.read().split()]
+        children = {int(word) for word in file.read().split()} - known
     for pid in children:
-        with contextlib.suppress(OSError, StopIteration), open(f"/proc/{pid}/status", "rb") as file:
-            status = file.read().split(b"\n")
-            ids = next(line for line in status if line.startswith(b"NSpid:")).split()[1:]
-            is_assistant = status[0] == b"Name:\t" + ASSISTANT.encode()
-            if (len(ids) > 1 and ids[-1] != b"1") or is_assistant:
+        with contextlib.suppress(OSError, StopIteration):
+            leader = os.getsid(pid)
+            if leader != ours and (leader != pid or _is_nested(pid)):
                 os.waitpid(pid, os.WNOHANG)
+
+
+def _is_nested(pid: int) -> bool:
+    """Whether a process is in a pid namespace below ours. A parked one leads a session."""
+    with open(f"/proc/{pid}/status", "rb") as file:
+        ids = next(line for line in file if line.startswith(b"NSpid:")).split()[1:]
+    return len(ids) > 1
 
 
 def _tmpfs_size(storage_bytes: int) -> dict[str, str]:

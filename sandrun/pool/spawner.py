@@ -451,6 +451,7 @@ def main() -> None:
     """Serve one supervisor until it goes away."""
     libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
     libc.set_name("sandrun-spawner")
+    os.setsid()  # by it the supervisor knows whom it inherits from us: manager.reap_adopted
     # A terminal's ^C and systemd's SIGTERM reach every process; only the supervisor acts.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

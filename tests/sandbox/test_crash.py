@@ -463,7 +463,7 @@ def test_sighup_brings_a_new_certificate_and_a_broken_one_changes_nothing(tmp_pa
         (tmp_path / "cert.pem").write_text("junk")
         pid = http_of(server)
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "the new http ended with status")
+        wait_for_log(server, "the new http ended (exit status")
         assert http_of(server) == pid
         assert shown_certificate(server) == second
         server.client.close()

@@ -193,6 +193,83 @@ def test_a_job_whose_pid_1_is_silent_ends_with_server_fault(tmp_path):
         assert_undisturbed(server, *beside)
 
 
+STUCK = """\
+[rate_limit]
+enabled = false
+[pool]
+ready = 2
+drain_seconds = 1
+watchdog_seconds = 3
+[interpreters.python3]
+command = ["python3"]
+extensions = [".py"]
+mode = "fork"
+"""
+
+
+@pytest.fixture(name="watched", scope="module")
+def make_watched():
+    """A server that loses patience soon."""
+    with servers.running(STUCK) as server:
+        yield server
+
+
+def test_an_http_and_a_standby_that_say_nothing_are_replaced(watched):
+    """Nothing told them from those that have nothing to do: clients waited for ever."""
+    beside = witness(watched)
+    stopped = servers.standby_of(watched.process.pid), crash.http_of(watched)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    crash.reconnect(watched)
+    health = again(watched, "/health")
+    assert health["http_restarts"] >= 1
+    assert health["http_last_end"].startswith(("it said nothing for ", "exit status -9"))
+    assert crash.http_of(watched) not in stopped
+    assert any("http is ended: it said nothing for " in line for line in watched.log)
+    assert_undisturbed(watched, *beside)
+
+
+def test_a_spawner_that_says_nothing_is_replaced(watched):
+    """Its orders timed out one by one, and it stayed."""
+    beside = witness(watched)
+    os.kill(crash.spawner_of(watched), signal.SIGSTOP)
+    use_up(watched)
+    assert watched.python("print('ran')")["stdout"] == "ran\n"
+    assert_undisturbed(watched, *beside)
+
+
+def test_what_a_killed_spawner_leaves_is_collected(watched):
+    """Its template, and what it had started to ask for its version, stayed as zombies."""
+    for _ in range(2):
+        use_up(watched)
+        os.kill(crash.spawner_of(watched), signal.SIGKILL)
+        assert watched.python("print('ran')")["stdout"] == "ran\n"
+    left = None
+    while left != set():
+        found = zombies(watched)
+        left = found if left is None else left & found  # others come and go with each job
+        watched.client.get("/health")
+
+
+def again(server, path):
+    """The answer, once there is somebody who gives it."""
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            return server.client.get(path).json()
+        assert server.process.poll() is None, server.log
+
+
+def zombies(server):
+    """Children of the supervisor that have ended and that it has not collected."""
+    found = set()
+    for pid in servers.descendants(server.process.pid):
+        with contextlib.suppress(OSError):
+            _, _, fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+            if fields.split()[:2] == ["Z", str(server.process.pid)]:
+                found.add(pid)
+    return found
+
+
 # ── any order ────────────────────────────────────────────────────────────────
 
 KINDS = (

@@ -1,10 +1,13 @@
 """A whole server and its limits on the kernel at hand; for `tests/vm/run`, which runs it
 where there is only cgroup v2. Standard library alone: an emulated machine is slow.
 
-Prints a line per promise and exits with the number of those not kept.
+PID 1 of the sandboxes is the compiled one (there is no start without it here), and each
+start mode serves a job. Prints a line per promise and exits with the number of those not kept.
 """
 
 import json
+import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +19,12 @@ CONFIG = """
 enabled = false
 [pool]
 ready = 1
+init = "native"
+[environments.default]
+[environments.exec]
+mode = "exec"
+[environments.fork]
+mode = "fork"
 [interpreters.python3]
 command = ["python3"]
 extensions = [".py"]
@@ -24,13 +33,16 @@ mode = "door"
 command = ["sh"]
 extensions = [".sh"]
 """
+COMPILED = re.compile("/run/sandrun/init( .deleted.)?$")  # the Python one is an interpreter
 LIMITS = {"timeout": 300, "cpu_seconds": 120}
 BURN = "while True: pass"
 HOG = "b = bytearray(300 * 1024 * 1024)\nfor i in range(0, len(b), 4096): b[i] = 1"
 FORKS = "import os, time\nfor _ in range(50):\n    if os.fork() == 0: time.sleep(300)\n"
 # (what, job, wanted exit reason, wanted text in stdout or evidence)
 CASES = (
-    ("a job runs", {"code": "print(6 * 7)"}, "exited", "42"),
+    ("a job runs (door)", {"code": "print(6 * 7)"}, "exited", "42"),
+    ("a job runs (exec)", {"code": "print(6 * 7)", "environment": "exec"}, "exited", "42"),
+    ("a job runs (fork)", {"code": "print(6 * 7)", "environment": "fork"}, "exited", "42"),
     ("its group is its root", {"code": "print(open('/proc/self/cgroup').read())"}, "exited", "0::/\n"),
     ("memory is limited", {"code": HOG, "memory_mb": 64}, "out_of_memory", "oom_kill"),
     ("CPU time is limited", {"code": BURN, "cpu_seconds": 2}, "cpu_limit", "CPU-seconds"),
@@ -53,6 +65,21 @@ def run(url, job):
     return status, log
 
 
+def inits(server):
+    """The program of each sandbox's PID 1, as the host's kernel tells it."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            status = dict(
+                line.split(":", 1) for line in (path / "status").read_text().splitlines()
+            )
+            if status["NSpid"].split()[1:] == ["1"] and status["PPid"].strip() == str(server):
+                found[path.name] = os.readlink(path / "exe")
+        except OSError:
+            continue  # it has ended
+    return found
+
+
 def main():
     failed = 0
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
@@ -67,6 +94,10 @@ def main():
             kept = status["exit_reason"] == reason and text in log + evidence
             failed += not kept
             print("ok    " if kept else "FAILED", what, "" if kept else (status, log), flush=True)
+        programs = inits(server.pid)
+        kept = programs and all(map(COMPILED.match, programs.values()))
+        failed += not kept
+        print("ok    " if kept else "FAILED", "PID 1 is the compiled one", programs, flush=True)
         server.terminate()
         code = server.wait(300)
     left = [p for p in Path("/sys/fs/cgroup").rglob(f"sandrun-{server.pid}-*") if p.is_dir()]

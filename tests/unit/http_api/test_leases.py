@@ -1,13 +1,14 @@
 """Which zygote a job waits for. A real socket to the pool's side; the clock is ours."""
 
 import os
+import resource
 import socket
 
 import pytest
 
 from sandrun.channel import Channel, pair
 from sandrun.http.leases import PATIENCE_S, Leases
-from sandrun.messages import Finished, GiveBack, KindState, Lease, PoolState, ToPool
+from sandrun.messages import Finished, GiveBack, KindState, Lease, Ping, Pong, PoolState, ToPool
 
 
 class Loop:
@@ -25,7 +26,7 @@ class Loop:
         self.readers[fd] = lambda: work(*args)
 
     def remove_reader(self, fd):
-        del self.readers[fd]
+        self.readers.pop(fd, None)
 
     def call_later(self, delay, work, *args):
         self.later.append((delay, work, args))
@@ -40,12 +41,16 @@ class Listener:
 
     def __init__(self):
         self.asked = 0
+        self.gone = False
 
     def on_ready(self):
         self.asked += 1
 
     def on_pool_state(self, state):
         pass
+
+    def on_supervisor_gone(self):
+        self.gone = True
 
 
 class Node:
@@ -180,3 +185,27 @@ def test_what_is_given_back_is_no_longer_there_and_the_supervisor_hears_it(node)
     assert node.supervisor.receive()[0] == Finished(zygote=number)
     with pytest.raises(BlockingIOError):
         node.supervisor.receive()
+
+
+def test_a_ping_is_answered(node):
+    node.supervisor.send(Ping())
+    node.hear()
+    assert isinstance(node.supervisor.receive()[0], Pong)
+
+
+def test_a_lease_that_is_lost_for_want_of_descriptors_is_not_passed_over(node):
+    """The pool would take it for stock and make no other: better to be replaced."""
+    node.lease("exec")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = [os.memfd_create(name) for name in ("socket", "log", "outputs")]
+    node.supervisor.send(Lease(zygote=9, environment="default", warm="exec"), tuple(files))
+    free = os.dup(files[0])
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        node.hear()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in files:
+            os.close(fd)
+    assert node.listener.gone
