@@ -441,9 +441,10 @@ class Supervisor:
         served, self.http_served = self.http_served, False
         if self.http_restart.fault and not served:
             log.error("http keeps dying: %s", self.http_restart.fault)
-            self.exit_code = 1
-            self.stopped.set()
-            return
+            if not self._drop_jobs():
+                self.exit_code = 1
+                self.stopped.set()
+                return
         if self.http_restart.failures == 1:
             delay = 0.0  # it had served: nothing speaks against going on at once
         elif served:
@@ -455,6 +456,18 @@ class Supervisor:
             self.loop.call_later(delay, self._start_http)
         else:
             self._start_http()
+
+    def _drop_jobs(self) -> bool:
+        """The last resort before we give up, which would end all jobs, too: a record may be
+        what it dies of. Whether there was anything to drop.
+        """
+        count = len(self.store)
+        if count:
+            log.error("http is started without the %d records that were kept", count)
+            self.store.close()
+            self.manager.revoke_leases(self.store.holds, crashed=True)
+            self.http_restart.on_success()
+        return count > 0
 
     # ── http: messages ───────────────────────────────────────────────────────
 

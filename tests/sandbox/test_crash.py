@@ -498,6 +498,25 @@ def test_the_service_manager_hears_ready_and_stopping(tmp_path, monkeypatch):
             assert word == b"STOPPING=1"
 
 
+def test_an_http_that_dies_of_what_is_kept_is_followed_by_one_without_it():
+    """It was given up, and all jobs with it. Here it is we who kill each one at sight."""
+    with servers.running() as server:
+        job = submit(server, FOREVER)
+        read_until(server, job, "up")
+        busy = os.pidfd_open(busy_zygote(server))
+        while not any("without the " in line for line in server.log):
+            assert server.process.poll() is None, server.log
+            for pid in servers.descendants(server.process.pid):
+                if b"sandrun.http" in command(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        assert select.select([busy], [], [], 60)[0]  # nobody would hear of its end
+        os.close(busy)
+        reconnect(server)
+        assert server.client.get(f"/status/{job}").status_code == 404
+        assert server.python("print('ran')")["stdout"] == "ran\n"
+
+
 # ── zygotes and spawners ─────────────────────────────────────────────────────
 
 
