@@ -147,6 +147,7 @@ async def pool(
         hierarchy,
         {
             "default": seccomp.job_program("default"),
+            "warm": seccomp.job_program("warm"),
             "compute": seccomp.job_program("compute_exec"),
             "zygote": seccomp.zygote_program(),
         },

@@ -213,6 +213,7 @@ class Supervisor:
         self.loop.add_signal_handler(signal.SIGUSR2, self.upgrade)
         programs = {
             "default": seccomp.job_program("default"),
+            "warm": seccomp.job_program("warm"),
             "compute": seccomp.job_program("compute_exec"),  # no warm interpreter under it yet
             "zygote": seccomp.zygote_program(),
         }

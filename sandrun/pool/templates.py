@@ -168,12 +168,19 @@ def start(plan: boot.Plan, warm: str, now: float) -> Template:
             {
                 "op": "configure",
                 "rlimits": child.rlimits(plan.default_limits, plan.max_limits),
-                "program": plan.programs["default"].hex(),
+                **_filter(plan),
                 "last_capability": plan.last_capability,
             }
         )
     )
     return Template(pid, ours, (pipes[0][1], pipes[1][0], pipes[2][0]), now)
+
+
+def _filter(plan: boot.Plan) -> dict[str, object]:
+    """What the children load. The compiled PID 1 listens to their farewell."""
+    if plan.native:
+        return {"program": plan.programs["warm"].hex(), "listen": True}
+    return {"program": plan.programs["default"].hex()}
 
 
 def _exec(plan: boot.Plan, warm: str, streams: tuple[int, ...], control: int) -> None:

@@ -19,7 +19,33 @@ init = "{{}}"
 [limits]
 log_mb = 1
 output_mb = 2
+[environments.default]
+[environments.fork]
+mode = "fork"
 """
+# What a warm interpreter adds to its exit status; see FAREWELL in sandrun/pool/seccomp.py.
+FAREWELL = "import os, signal, threading, time\ndef leave(n): os._exit(0x5EED5A00 | n)\n"
+FAREWELLS = {
+    "alone": "print('x', flush=True); leave(7)",
+    "with outputs": "open('o', 'w').write('y'); print('x', flush=True); leave(8)",
+    "of a child": "if not os.fork(): leave(3)\nprint(os.waitstatus_to_exitcode(os.wait()[1]))",
+    "of children": "for n in range(50):\n if not os.fork(): leave(n)\n"
+    "print(sum(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(50)))",
+    "beside a child": "if not os.fork(): signal.pause()\nopen('o', 'w').write('y'); leave(4)",
+    "beside a child that writes": "r, w = os.pipe()\nif not os.fork():\n"
+    " f = os.open('o', 66)\n while True: os.pwrite(f, b'y', 0), os.write(w, b'x')\n"
+    "os.read(r, 1); leave(4)",
+    "beside a zombie": "if not os.fork(): os._exit(0)\ntime.sleep(0.05); leave(4)",
+    "of a thread": "threading.Thread(target=leave, args=(5,)).start(); signal.pause()",
+    "beside a thread": "threading.Thread(target=signal.pause, daemon=True).start(); leave(6)",
+    "under signals": "signal.signal(signal.SIGALRM, lambda *_: None)\n"
+    "signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3); time.sleep(0.01); leave(9)",
+    "of another program": "os.execv('/usr/bin/python3', ['python3', '-c', "
+    "'import os; os._exit(0x5EED5A00 | 2)'])",
+    "of a child that is stopped": "pid = os.fork()\nif not pid: signal.raise_signal(19); leave(1)\n"
+    "os.waitpid(pid, os.WUNTRACED); leave(3)",
+    "at a full log": "os.write(1, bytes(2 << 20)); leave(1)",
+}
 MEASURED = {
     "job_id", "view_id", "worker_metadata", "metrics", "cursor", "cpu_seconds",
     "memory_peak_bytes", "memory_peak_mb", "wall_time_ms", "processes_peak", "timeline",
@@ -198,6 +224,11 @@ JOBS = {
         "manifest": {"storage_mb": 2},
     },
     "an empty tar": {"archive": servers.tar_of({})},
+    **{
+        f"farewell {name} in {mode}": python(FAREWELL + code, environment=environment)
+        for name, code in FAREWELLS.items()
+        for mode, environment in (("door", "default"), ("fork", "fork"))
+    },
     **{
         f"signal {number}": python(
             f"import os, signal\ntry: signal.signal({number}, signal.SIG_DFL)\n"

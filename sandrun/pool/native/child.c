@@ -28,6 +28,7 @@ enum {
 
 int job_ruleset = -1;
 static struct bytes child_filter; /* of the child that is being made */
+static bool child_announces;      /* its farewell; then the filter has a listener */
 static int child_go = -1;
 
 /* ── steps ── */
@@ -93,9 +94,27 @@ static void few_descriptors(void)
     must(syscall(SYS_close_range, KEPT_FROM, ~0U, 0), "close_range");
 }
 
+/* PID 1's end of the filter, by the socket at which it waits for us. */
+static void send_listener(int listener)
+{
+    struct iovec part = {"L", 1};
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control = {.head = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control};
+    memcpy(CMSG_DATA(&control.head), &listener, sizeof listener);
+    must(sendmsg(GO_FD, &message, MSG_NOSIGNAL), "sendmsg(listener)");
+    close(listener);
+}
+
 static void system_calls(void)
 {
-    load_filter(child_filter);
+    if (child_announces)
+        send_listener(load_filter_with_listener(child_filter));
+    else
+        load_filter(child_filter);
 }
 
 static const struct step parked_steps[] = {
@@ -147,7 +166,7 @@ static struct process keep_ours(struct ends e, pid_t pid)
     close(e.out[1]);
     close(e.err[1]);
     close(e.go[1]);
-    return (struct process){pid, e.go[0], e.in[1], e.out[0], e.err[0]};
+    return (struct process){pid, e.go[0], e.in[1], e.out[0], e.err[0], -1};
 }
 
 static void report_and_end(const char *step, int number, const char *text)
@@ -280,8 +299,11 @@ struct process park_door(struct bytes warm)
         struct bytes value = take_raw(&c);
         if (found && !c.bad) {
             door = value;
-            return fork_confined("parked", parked_steps, COUNT(parked_steps),
-                                 plan.filter_default, exec_door);
+            child_announces = true;
+            struct process process = fork_confined("parked", parked_steps, COUNT(parked_steps),
+                                                   plan.filter_warm, exec_door);
+            child_announces = false;
+            return process;
         }
     }
     fail(0, "no such warm interpreter");
@@ -344,14 +366,42 @@ static _Noreturn void fail_as_it_says(char *report)
     fail(number, "%s", text);
 }
 
-void await_ready(struct process *process)
+/* One message of a process that is getting ready; a descriptor that came along. */
+static ssize_t hear_parked(const struct process *process, char *report, size_t room, int *fd)
 {
-    char report[4096];
+    struct iovec part = {report, room};
+    union {
+        struct cmsghdr head;
+        char room[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
+                             .msg_controllen = sizeof control};
     if (!poll(&(struct pollfd){.fd = process->go, .events = POLLIN}, 1, READY_TIMEOUT_MS)) {
         current_step = "park";
         fail(ETIMEDOUT, "the process is not ready");
     }
-    ssize_t size = must(recv(process->go, report, sizeof report - 1, 0), "recv");
+    ssize_t size = must(recvmsg(process->go, &message, MSG_CMSG_CLOEXEC), "recvmsg");
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    *fd = -1;
+    if (head && head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS &&
+        head->cmsg_len == CMSG_LEN(sizeof(int)))
+        memcpy(fd, CMSG_DATA(head), sizeof *fd);
+    return size;
+}
+
+void await_ready(struct process *process)
+{
+    char report[4096];
+    int fd;
+    ssize_t size = hear_parked(process, report, sizeof report - 1, &fd);
+    if (size == 1 && report[0] == 'L' && fd >= 0 && process->listener < 0) {
+        process->listener = fd;
+        size = hear_parked(process, report, sizeof report - 1, &fd);
+    }
+    if (fd >= 0) {
+        current_step = "park";
+        fail(0, "a descriptor that nobody waits for");
+    }
     report[size] = 0;
     if (!size) {
         current_step = "park";
@@ -367,7 +417,8 @@ void await_ready(struct process *process)
 
 void forget_process(struct process *process)
 {
-    int *fds[] = {&process->go, &process->stdin_fd, &process->stdout_fd, &process->stderr_fd};
+    int *fds[] = {&process->go, &process->stdin_fd, &process->stdout_fd, &process->stderr_fd,
+                  &process->listener};
     for (size_t i = 0; i < COUNT(fds); i++) {
         if (*fds[i] >= 0)
             close(*fds[i]);

@@ -51,6 +51,7 @@ char *text_of(struct bytes text); /* a copy that ends in 0; fails if there is a 
 size_t read_file(const char *path, char *buffer, size_t size); /* ends it in 0 */
 void kernel_move_mount(int fd, const char *target);
 void load_filter(struct bytes program);
+int load_filter_with_listener(struct bytes program); /* close-on-exec */
 int landlock_ruleset(uint64_t handled, uint64_t scope, size_t size);
 void landlock_allow(int ruleset, int path, uint64_t access);
 void landlock_restrict(int ruleset);
@@ -119,7 +120,7 @@ struct plan {
     struct bytes warm;               /* raw map: interpreter to [path, argv, env] of its door */
     struct bytes env;                /* raw map */
     struct bytes read_only_trees;    /* raw array: mounts may lie below these */
-    struct bytes filter_default, filter_compute, filter_zygote;
+    struct bytes filter_default, filter_warm, filter_compute, filter_zygote;
     struct limits defaults, maxima;
     struct rlimit_of rlimits[MAX_RLIMITS];
     size_t rlimit_count;
@@ -184,6 +185,7 @@ enum { GO_FD = 3 };
 struct process {
     pid_t pid;
     int go, stdin_fd, stdout_fd, stderr_fd;
+    int listener; /* of its filter, or -1 */
 };
 
 extern int job_ruleset; /* of Landlock, or -1 */

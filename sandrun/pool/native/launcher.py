@@ -114,6 +114,7 @@ def _plan(plan: boot.Plan) -> dict[str, object]:
         "env": plan.env,
         "read_only_trees": attest.READ_ONLY_TREES,
         "filter_default": plan.programs["default"],
+        "filter_warm": plan.programs["warm"],
         "filter_compute": plan.programs["compute"],
         "filter_zygote": plan.programs["zygote"],
         "default_limits": plan.default_limits,

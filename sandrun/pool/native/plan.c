@@ -105,6 +105,7 @@ void read_plan(int fd)
     plan.env = raw_field(all, "env");
     plan.read_only_trees = raw_field(all, "read_only_trees");
     plan.filter_default = needed_text(all, "filter_default");
+    plan.filter_warm = needed_text(all, "filter_warm");
     plan.filter_compute = needed_text(all, "filter_compute");
     plan.filter_zygote = needed_text(all, "filter_zygote");
     plan.defaults = read_limits(raw_field(all, "default_limits"));

@@ -5,11 +5,13 @@
 #include "init.h"
 
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/statvfs.h>
@@ -38,6 +40,7 @@ static const struct bytes nothing = {(const uint8_t *)"", 0};
 
 struct outcome {
     bool exited, signaled, cancelled, timed_out, cpu_exceeded;
+    bool parting; /* it has ended and the kernel is not done with it: see hear_farewell() */
     int exit_code, signal;
     double wall_time_s;
 };
@@ -356,6 +359,53 @@ static bool http_says_stop(short happened)
     return job.cancelled = true;
 }
 
+/* Whether a process has no other beside it in the group, threads of its own apart. */
+static bool is_alone(pid_t pid)
+{
+    int64_t tasks = group_processes_now();
+    char path[64], text[1024], *behind;
+    long threads;
+    if (tasks == 1)
+        return true;
+    snprintf(path, sizeof path, "/proc/%d/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    close(fd);
+    if (size < 0)
+        return false;
+    text[size] = 0;
+    behind = strrchr(text, ')'); /* the name may hold anything */
+    /* state ppid pgrp session tty tpgid flags, 4 faults, 4 times, priority nice threads */
+    return behind && tasks > 0 &&
+           sscanf(behind + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d "
+                              "%*d %ld", &threads) == 1 && threads == tasks;
+}
+
+/* A warm interpreter calls exit_group with nothing left to do (FAREWELL in ../seccomp.py)
+   and waits in the kernel for our answer, which never comes: we know its status, and kill
+   it. It cannot come back to its program any more, whatever it is, so its job is over;
+   that the kernel then frees its memory, which takes longer than a small script, nobody
+   has to wait for. Not if there are others, which may do more until they are dead, nor if
+   it is another process that says this: the call goes on as if nobody listened. */
+static bool hear_farewell(const struct process *process, struct outcome *outcome)
+{
+    struct seccomp_notif notice = {0};
+    if (ioctl(process->listener, SECCOMP_IOCTL_NOTIF_RECV, &notice) < 0) {
+        if (errno != ENOENT && errno != EINTR)
+            fail(errno, "a farewell cannot be heard: %s", strerror(errno));
+        return false; /* killed while it waited: SIGCHLD tells the rest */
+    }
+    if ((pid_t)notice.pid == process->pid && is_alone(process->pid)) {
+        outcome->exit_code = (int)(notice.data.args[0] & 0xff);
+        return outcome->exited = outcome->parting = true;
+    }
+    struct seccomp_notif_resp answer = {.id = notice.id,
+                                        .flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE};
+    if (ioctl(process->listener, SECCOMP_IOCTL_NOTIF_SEND, &answer) < 0 && errno != ENOENT)
+        fail(errno, "a farewell cannot be answered: %s", strerror(errno));
+    return false;
+}
+
 /* Feed and drain the process until it ends, or a limit ends everything. */
 static struct outcome supervise(struct process process, struct sink *sink, double timeout_s,
                                 double cpu_seconds, struct bytes input)
@@ -381,7 +431,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     reap(false);
     ended = job.watched_ended;
     while (!ended) {
-        enum { HTTP, SIGNALS, OUT, ERR, IN, OOM, ALL };
+        enum { HTTP, SIGNALS, OUT, ERR, IN, OOM, FAREWELL, ALL };
         if (now_s() >= job.step_end)
             job.reads = 0;
         bool rests = job.reads >= READS_PER_STEP;
@@ -392,6 +442,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
             [ERR] = {rests ? -1 : process.stderr_fd, POLLIN, 0},
             [IN] = {process.stdin_fd, POLLOUT, 0},
             [OOM] = {oom_fd, group_oom_mask(), 0},
+            [FAREWELL] = {process.listener, POLLIN, 0},
         };
         double next = deadline < cpu_check ? deadline : cpu_check;
         next = next < report ? next : report;
@@ -418,6 +469,8 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
                 reap(false);
                 ended = job.watched_ended || ended;
             }
+            if (!ended && polled[FAREWELL].revents & POLLIN)
+                ended = hear_farewell(&process, &outcome);
         }
         now = now_s();
         if (!ended && now >= deadline)
@@ -437,11 +490,18 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     }
     outcome.wall_time_s = now_s() - start;
     outcome.cancelled = job.cancelled;
-    end_of(process.pid);
+    if (outcome.parting)
+        kill(-1, SIGKILL);
+    else
+        end_of(process.pid);
     drain(&process.stdout_fd, STDOUT, sink, true);
     drain(&process.stderr_fd, STDERR, sink, true);
     if (process.stdin_fd >= 0)
         close(process.stdin_fd);
+    if (outcome.parting) {
+        nudge();
+        return outcome;
+    }
     if (!job.watched_ended)
         fail(0, "the end of the process was not seen");
     if (WIFSIGNALED(job.watched_status)) {
@@ -493,7 +553,7 @@ static struct process assisted(char operation, int upload)
     close(out[1]);
     close(err[1]);
     close(go[1]);
-    struct process process = {0, go[0], in[1], out[0], err[0]};
+    struct process process = {0, go[0], in[1], out[0], err[0], -1};
     await_ready(&process);
     return process;
 }
@@ -944,6 +1004,7 @@ static struct outputs collect(bool *cancelled)
     struct outcome outcome;
     if (wants_no_outputs() || work_is_unchanged(are_default_outputs()))
         return found;
+    kill_everything(); /* who took leave is still being taken down */
     struct out request = {buffer, 0, sizeof buffer, false};
     put_map(&request, 3);
     put_str(&request, "spec");
@@ -1167,7 +1228,8 @@ int serve(void)
         outcome = entrypoint();
     }
     dismiss_parked();
-    kill_everything();
+    if (!outcome.parting)
+        kill_everything();
     must(fstatvfs(work_fd, &room), "fstatvfs");
     job.storage_bytes = (int64_t)((room.f_blocks - room.f_bfree) * room.f_frsize);
     double cpu_seconds = group_cpu_seconds() - job.cpu_before;

@@ -141,7 +141,7 @@ void kernel_move_mount(int fd, const char *target)
     must(syscall(CALL_MOVE_MOUNT, fd, "", AT_FDCWD, target, MOVE_MOUNT_EMPTY_PATH), "move_mount");
 }
 
-void load_filter(struct bytes program)
+static int filter(struct bytes program, unsigned flags)
 {
     struct {
         unsigned short length;
@@ -149,7 +149,17 @@ void load_filter(struct bytes program)
     } fprog = {(unsigned short)(program.size / 8), program.at};
     if (!program.size || program.size % 8 || program.size / 8 > 4096)
         fail(0, "there is no filter");
-    must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &fprog), "seccomp");
+    return (int)must(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &fprog), "seccomp");
+}
+
+void load_filter(struct bytes program)
+{
+    filter(program, 0);
+}
+
+int load_filter_with_listener(struct bytes program)
+{
+    return filter(program, SECCOMP_FILTER_FLAG_NEW_LISTENER);
 }
 
 int landlock_ruleset(uint64_t handled, uint64_t scope, size_t size)

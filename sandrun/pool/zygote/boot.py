@@ -84,6 +84,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     max_files: int
     landlock_abi: int
     last_capability: int
+    native: bool = False  # PID 1 is the compiled one
 
 
 def make_plan(prepare: Prepare, interpreters: tuple[InterpreterInfo, ...]) -> Plan:
@@ -107,6 +108,7 @@ def make_plan(prepare: Prepare, interpreters: tuple[InterpreterInfo, ...]) -> Pl
         max_files=prepare.max_files,
         landlock_abi=libc.landlock_abi() if prepare.landlock else 0,
         last_capability=last,
+        native=prepare.native,
     )
 
 

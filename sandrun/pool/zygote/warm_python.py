@@ -36,8 +36,9 @@ How it ends. ``Py_FinalizeEx`` spends 2 of the 10 ms of a hello.py on freeing wh
 the kernel frees anyway. Our ``atexit`` callback was registered first, so it runs
 last, when threads are joined and every callback of the script has run. If nothing
 that is alive could do anything visible when it is freed (:func:`_is_inert`), a
-clean end or a printed traceback flushes and leaves by ``os._exit``, and any other end is handed back to
-the interpreter (who knows the exit code) with its module table emptied, so that
+clean end or a printed traceback flushes and leaves by ``os._exit`` (with a mark in the status
+that a compiled PID 1 hears, so that the job is over before its memory is freed: FAREWELL
+in ``seccomp.py``), and any other end is handed back to the interpreter (who knows the exit code) with its module table emptied, so that
 it has little to free. If anything might, finalisation runs in full.
 
 ``door`` says ``+`` on its socket when it waits; a failed step is reported as JSON
@@ -65,6 +66,7 @@ MODE_VARIABLE = "SANDRUN_WARM"
 SCRIPT = "main.py"  # the name that costs nothing
 ORDER_MAX_BYTES = 512 * 1024  # a datagram holds at most 208 KiB
 READY = b"+"
+FAREWELL = 0x5EED5A00  # beside an exit status, of which the kernel keeps 8 bits: see seccomp.py
 
 # Read by the interpreter (or libc) at its start: a job that wants them otherwise starts cold.
 COLD_PREFIXES = ("PYTHON", "LC_", "LD_", "MALLOC_", "GLIBC_")
@@ -387,7 +389,7 @@ class Interpreter:
         sys.stderr.flush()
         if "ctypes" in sys.modules:  # preloaded: libc's own buffers may be in use
             sys.modules["ctypes"].pythonapi.fflush(None)
-        os._exit(code)
+        os._exit(FAREWELL | code)
 
     def restore_tracing(self):
         tracing, profiling = self.traced
@@ -671,6 +673,7 @@ class Fork:
         self.cwd = order.get("cwd", "/work")
         self.rlimits = order.get("rlimits", [])
         self.program = bytes.fromhex(order.get("program", ""))
+        self.listen = order.get("listen", False)
         self.last_capability = order.get("last_capability", 40)
         self.confine = order.get("confine", True)  # False: tests without privilege
         self.is_bounded = False
@@ -761,7 +764,10 @@ def _few_descriptors(_):
 
 def _system_calls(f):
     if f.program:
-        f.system.load_filter(f.program)
+        listener = f.system.load_filter(f.program, f.listen)
+        if f.listen:
+            f.system.send_fd(f.fds["go"], b"L", listener)
+            os.close(listener)
 
 
 def _fresh(_):
@@ -814,10 +820,11 @@ CLONE_NEWCGROUP = 0x02000000
 # user, mnt, net, ipc, uts
 JOINED_NAMESPACES = 0x10000000 | 0x00020000 | 0x40000000 | 0x08000000 | 0x04000000
 PR_SET_DUMPABLE = 4
-PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
 PR_SET_NO_NEW_PRIVS = 38
-SECCOMP_MODE_FILTER = 2
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 8
+SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
 SYS_LANDLOCK_RESTRICT_SELF = 446  # on every architecture
 MAX_FDS = 32
 
@@ -827,10 +834,12 @@ class System:
 
     def __init__(self):
         with _Unseen():
+            import _socket
             import ctypes
             import fcntl
             import resource
         self.ctypes = ctypes
+        self.socket = _socket
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.setrlimit = resource.setrlimit
         self.dup_above = lambda fd, low: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, low)
@@ -862,13 +871,21 @@ class System:
         number = self.ctypes.c_long(SYS_LANDLOCK_RESTRICT_SELF)
         self.check(self.libc.syscall(number, ruleset, 0), "landlock_restrict_self")
 
-    def load_filter(self, program):
+    def load_filter(self, program, listen=False):
+        """Returns the listener, if there is to be one."""
         code = self.ctypes.create_string_buffer(program, len(program))
         fprog = (self.ctypes.c_uint64 * 2)(len(program) // 8, self.ctypes.addressof(code))
-        result = self.libc.prctl(
-            PR_SET_SECCOMP, self.ctypes.c_ulong(SECCOMP_MODE_FILTER), self.ctypes.byref(fprog)
-        )
-        self.check(result, "prctl(SET_SECCOMP)")
+        call = self.ctypes.c_long(SYS_SECCOMP[os.uname().machine])
+        flags = SECCOMP_FILTER_FLAG_NEW_LISTENER if listen else 0
+        result = self.libc.syscall(call, SECCOMP_SET_MODE_FILTER, flags, self.ctypes.byref(fprog))
+        self.check(result, "seccomp")
+        return result
+
+    def send_fd(self, fd, message, sent):
+        rights = (self.socket.SOL_SOCKET, self.socket.SCM_RIGHTS, sent.to_bytes(4, sys.byteorder))
+        peer = self.socket.socket(self.socket.AF_UNIX, self.socket.SOCK_SEQPACKET, 0, fd)
+        peer.sendmsg([message], [rights])
+        peer.detach()
 
 
 def _template(fd, preload, path):

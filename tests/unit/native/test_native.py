@@ -42,7 +42,7 @@ PLAN = boot.Plan(
         "node": ("/usr/bin/node", "--x"),
         "sh": ("/bin/sh",),
     },
-    programs={name: bytes(16) for name in ("default", "compute", "zygote")},
+    programs={name: bytes(16) for name in ("default", "warm", "compute", "zygote")},
     preload=(),
     env=job_environment("/bin"),
     default_limits=Limits(),

@@ -22,6 +22,7 @@ from bpf_interpreter import parse, run, unreachable
 from sandrun.errors import HostError
 from sandrun.pool import seccomp
 from sandrun.pool.syscall_numbers import NUMBERS
+from sandrun.pool.zygote import warm_python
 
 ALLOW, KILL = 0x7FFF_0000, 0x8000_0000
 X86_64, I386, AARCH64, ARM, RISCV64 = 0xC000003E, 0x40000003, 0xC00000B7, 0x40000028, 0xC00000F3
@@ -425,6 +426,27 @@ def test_the_zygote_differs_from_a_job_only_where_it_is_said(machine: str) -> No
     for name, arguments, outcome in JOB_CASES:
         if (name, arguments) != ("prctl", (4,)):
             assert answer(zygote, machine, name, arguments) == expect(outcome), (name, arguments)
+    for request in seccomp.LISTENER_IOCTL.values():
+        assert answer(zygote, machine, "ioctl", (0, request)) == ALLOW
+        assert answer(job, machine, "ioctl", (0, request)) == refused(errno.ENOTTY)
+
+
+@pytest.mark.parametrize("machine", ARCHES)
+def test_a_warm_interpreter_is_a_job_whose_farewell_is_heard(machine: str) -> None:
+    job, warm = (seccomp.job_program(name, machine) for name in ("default", "warm"))
+    arch = ARCHES[machine]
+    for nr in range(4096):
+        assert run(parse(warm), arch, nr).value == run(parse(job), arch, nr).value
+    for name, arguments, outcome in JOB_CASES:
+        assert answer(warm, machine, name, arguments) == expect(outcome), (name, arguments)
+    told = seccomp.FAREWELL
+    for status in (0, 1, 0xFF, HIGH):
+        assert answer(warm, machine, "exit_group", (told | status,)) == seccomp.USER_NOTIF
+        assert answer(warm, machine, "exit_group", (status,)) == ALLOW
+        assert answer(warm, machine, "exit", (told | status,)) == ALLOW
+    for near in (told - 1, told + 0x100, told >> 8, -told):
+        assert answer(warm, machine, "exit_group", (near,)) == ALLOW
+    assert told == warm_python.FAREWELL  # runs without sandrun beside it
 
 
 @pytest.mark.parametrize("machine", ARCHES)
