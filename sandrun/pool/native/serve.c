@@ -498,16 +498,12 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     drain(&process.stderr_fd, STDERR, sink, true);
     if (process.stdin_fd >= 0)
         close(process.stdin_fd);
-    if (outcome.parting) {
-        nudge();
-        return outcome;
-    }
-    if (!job.watched_ended)
+    if (!outcome.parting && !job.watched_ended)
         fail(0, "the end of the process was not seen");
-    if (WIFSIGNALED(job.watched_status)) {
+    if (!outcome.parting && WIFSIGNALED(job.watched_status)) {
         outcome.signaled = true;
         outcome.signal = WTERMSIG(job.watched_status);
-    } else {
+    } else if (!outcome.parting) {
         outcome.exited = true;
         outcome.exit_code = WEXITSTATUS(job.watched_status);
     }
