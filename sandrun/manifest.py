@@ -430,6 +430,8 @@ def _profile(field: str, value: object, _: Rules) -> str:
 
 
 def _requirements(field: str, value: object, rules: Rules) -> str:
+    if not isinstance(value, str):
+        _refuse(field, value, "the name of a requirements.txt or package.json in the upload")
     path = _path(field, value, rules)
     directory, name = path.rpartition("/")[::2]
     if name == NODE_PACKAGE:  # it is the lock beside it that decides

@@ -3,6 +3,8 @@
 // Both streams share one list, in the order in which lines began; each stream has
 // one open line, so that a half-written stdout line is not torn by stderr.
 
+import { count } from './format.js'
+
 const TOKEN = /\x1b\[([0-9;:?<=>]*)[ -/]*([@-~])|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[()*+][0-9A-Za-z]|\x1b[ -~]|\r\n|\n|\r|\x08/g
 const UNFINISHED = /\x1b(?:\[[0-9;:?<=> -/]*|\][^\x07\x1b]{0,512}\x1b?)?$/
 const CONTROL = /[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]/g
@@ -119,7 +121,7 @@ export class LogBuffer {
   _gap({ dropped_bytes, t = 0 }) {
     for (const state of this._streams.values()) state.line = null
     const line = this._line('gap', t)
-    line.text = `${dropped_bytes.toLocaleString('en')} bytes left out here: the log's head and tail are kept`
+    line.text = `${count(dropped_bytes)} bytes left out here: the log's head and tail are kept`
   }
 
   _trim() {

@@ -15,9 +15,10 @@ const LABELS = { stderr: 'err', system: 'sys', gap: '···', stdout: '' }
 const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? '⌘' : 'Ctrl'
 const HINTS = [['Run', COMMAND, '↵'], ['Stop', COMMAND, '.'], ['Search the log', '/'], ['All keys', '?']]
 
-/** Columns that a text takes: East Asian wide characters take two. */
+/** Columns that a text takes: East Asian wide characters take two, a tab goes on to the next eighth. */
 function columns(text) {
   let wide = 0
+  for (let tab = text.indexOf('\t'); tab >= 0; tab = text.indexOf('\t', tab + 1)) wide += 7 - ((tab + wide) % 8)
   if (/[^\x00-\u02ff]/.test(text)) for (const c of text) if (/[\u1100-\u115f\u2e80-\ua4cf\uac00-\ud7a3\uf900-\ufaff\ufe30-\ufe6f\uff00-\uff60\u{1f300}-\u{1faff}\u{20000}-\u{3fffd}]/u.test(c)) wide++
   return text.length + wide
 }
@@ -77,13 +78,13 @@ export const LogView = {
       view.row = box.height || 20
       view.height = scroller.value.clientHeight
       view.width = scroller.value.clientWidth
-      const gutter = scroller.value.querySelector('.log-line .text')?.offsetLeft ?? (options.stamps ? 132 : 76)
-      view.columns = Math.max(20, Math.floor((view.width - gutter - 16) / (box.width / 10)))
+      const text = scroller.value.querySelector('.log-line .text')
+      if (text && options.wrap) view.columns = Math.max(1, Math.floor(text.getBoundingClientRect().width / (box.width / 10) + 0.01))
     }
 
     function toTail() {
       const element = scroller.value
-      if (!element) return
+      if (!element || !total.value) return
       element.scrollTop = element.scrollHeight
       lastTop = view.top = element.scrollTop
     }
@@ -120,11 +121,8 @@ export const LogView = {
       }
     })
 
-    const observer = new ResizeObserver(measure)
-    onMounted(() => {
-      measure()
-      observer.observe(scroller.value)
-    })
+    const observer = new ResizeObserver(measure) // the first time when everything is laid out anyway
+    onMounted(() => observer.observe(scroller.value))
     onBeforeUnmount(() => observer.disconnect())
 
     function step(by) {
@@ -218,6 +216,8 @@ export const LogView = {
       const visibleLines = []
       for (let i = start; i < end; i++) visibleLines.push(line(i))
       const isEmpty = total.value === 0
+      // The end of a long log hangs from the end: whatever a strange font makes of a line, it is the last.
+      const place = start > 0 && end === total.value ? { inset: 'auto 0 8px' } : { transform: `translateY(${top * view.row}px)` }
       return html`<section class="log" aria-label="Log">
         <div class="bar slim">
           <h3>Log</h3>
@@ -243,7 +243,7 @@ export const LogView = {
             <span ref=${probe} class="probe" aria-hidden="true">0123456789</span>
             ${isEmpty ? html`<div class="log-empty"><p key=${emptyText()}>${emptyText()}</p>${store.job.phase === 'none' && hints()}</div>`
               : html`<div class="log-all" style=${{ height: `${rows * view.row}px`, '--digits': Math.max(4, String(total.value).length) }}>
-                  <div class="log-window" style=${{ transform: `translateY(${top * view.row}px)` }}>${visibleLines}</div>
+                  <div class="log-window" style=${place}>${visibleLines}</div>
                 </div>`}
           </div>
           ${!options.follow && !isEmpty && html`<button type="button" class="button to-tail" onClick=${() => { options.follow = true; toTail() }}>${icon('down', 12)}<span>${store.job.active ? 'Follow' : 'To the end'}</span></button>`}

@@ -105,7 +105,8 @@ const Editor = {
 // ── file tree ────────────────────────────────────────────────────────────────
 
 const MAX_ROWS = 600
-const collator = new Intl.Collator(undefined, { numeric: true }) // f2 before f10
+let collator = null // loads the browser's tables, so only for who has something to sort
+const byName = (a, b) => (collator ??= new Intl.Collator(undefined, { numeric: true })).compare(a.name, b.name) // f2 before f10
 
 const Tree = {
   setup() {
@@ -133,7 +134,7 @@ const Tree = {
       const list = []
       const visit = (node, depth) => {
         const isDirectory = (n) => n.children.size > 0 || n.file?.blob === null
-        const order = [...node.children.values()].sort((a, b) => isDirectory(b) - isDirectory(a) || collator.compare(a.name, b.name))
+        const order = [...node.children.values()].sort((a, b) => isDirectory(b) - isDirectory(a) || byName(a, b))
         for (const child of order) {
           const directory = isDirectory(child)
           list.push({ ...child, depth, directory, empty: directory && !child.children.size })

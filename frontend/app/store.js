@@ -3,7 +3,7 @@
 import { computed, markRaw, reactive, ref, shallowReactive, shallowRef } from '../vendor/vue.runtime.esm-browser.prod.js'
 import * as api from './api.js'
 import { examplesFor } from './examples.js'
-import { bytes as formatBytes, instant, plural, visible } from './format.js'
+import { bytes as formatBytes, count, instant, plural, visible } from './format.js'
 import { looksSecret, readDrop, readPicker, readSkipped } from './intake.js'
 import { LogBuffer } from './log.js'
 import { detectEntrypoint, detectInterpreter, emptyForm, fromManifest, problems, toManifest } from './manifest.js'
@@ -181,7 +181,8 @@ export const totalSize = computed(() => {
   return work.files.reduce((sum, file) => sum + sizeOf(file), 0)
 })
 export const secrets = computed(() => paths.value.filter(looksSecret))
-export const sizeOf = (file) => (file.text != null ? new Blob([file.text]).size : file.blob?.size ?? 0)
+const encoder = new TextEncoder()
+export const sizeOf = (file) => (file.text != null ? encoder.encode(file.text).length : file.blob?.size ?? 0)
 
 export const entrypoint = computed(() => {
   const found = detectEntrypoint(form, paths.value)
@@ -200,7 +201,7 @@ export const manifest = computed(() => {
   return result
 })
 export const uploadProblem = computed(() => {
-  if (paths.value.length > maxFiles.value) return `${plural(paths.value.length, 'file')} are more than the ${maxFiles.value.toLocaleString('en')} that this server takes`
+  if (paths.value.length > maxFiles.value) return `${plural(paths.value.length, 'file')} are more than the ${count(maxFiles.value)} that this server takes`
   if (totalSize.value > maxUpload.value * 4) return `${formatBytes(totalSize.value)} will not fit into an upload of ${formatBytes(maxUpload.value)}`
   return ''
 })
@@ -428,7 +429,7 @@ export async function run() {
     const answer = await send(sent, uploadAbort.signal)
     job.uploadMs = performance.now() - job.began
     remember(answer, sent)
-    follow(answer.job_id, { viewId: answer.view_id })
+    follow(answer.job_id, { viewId: answer.view_id, answer })
   } catch (error) {
     // Nothing has begun: what the last job said stays where it was.
     forgetJob()
@@ -547,7 +548,7 @@ function leave(why) {
 
 // ── following a job ──────────────────────────────────────────────────────────
 
-function follow(id, { viewId = '', readonly = false } = {}) {
+function follow(id, { viewId = '', readonly = false, answer = null } = {}) {
   job.id = id
   job.viewId = viewId
   job.readonly = readonly
@@ -569,7 +570,12 @@ function follow(id, { viewId = '', readonly = false } = {}) {
       logVersion.value++
     },
   })
-  lookAfter(id)
+  if (answer) {
+    // It was said just now; a short job's log is here before anything else can be said.
+    job.position = answer.position
+    job.eta = answer.eta_s
+    statusTimer = setTimeout(() => lookAfter(id), 300)
+  } else lookAfter(id)
 }
 
 async function lookAfter(id) {

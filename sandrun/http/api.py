@@ -45,10 +45,10 @@ class FileSize(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ValidateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Body of /validate: a manifest and the paths (with sizes, if known)."""
+    """Body of /validate: a manifest and the paths (with sizes, if known); or that of /submit."""
 
     manifest: msgspec.Raw = msgspec.field(default_factory=msgspec.Raw)
-    files: list[str | FileSize] = []
+    files: list[str | FileSize] | dict[str, str] = []
 
 
 # ── out ──────────────────────────────────────────────────────────────────────

@@ -124,9 +124,11 @@ class Handlers:
         self, exchange: Exchange, asset: Asset, vary: tuple[tuple[str, str], ...]
     ) -> None:
         request = exchange.request
+        # Another content would have another address: nobody need ask for this one again.
+        lasting = request.query.get("v") == asset.version
         headers = (
             ("ETag", asset.etag),
-            ("Cache-Control", "no-cache"),
+            ("Cache-Control", "max-age=31536000, immutable" if lasting else "no-cache"),
             ("Content-Security-Policy", asset.policy),
             *vary,
         )

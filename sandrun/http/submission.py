@@ -169,13 +169,14 @@ def _from_json(body: api.SubmitBody, app: App, spool: Spool) -> Manifest:
     if fields:
         given = manifest.merge(manifest.check(fields, app.rules, "body"), given)
     if body.code is not None:
-        spool.add(fields["entrypoint"], _utf8(body.code, "code"))
+        spool.add(fields["entrypoint"], utf8(body.code, "code"))
     for path, text in (body.files or {}).items():
-        spool.add(safe_path(path), _utf8(text, "files"))
+        spool.add(safe_path(path), utf8(text, "files"))
     return given
 
 
-def _utf8(text: str, field: str) -> bytes:
+def utf8(text: str, field: str) -> bytes:
+    """Raises :class:`RequestError` 400: JSON can say what no file can hold."""
     try:
         return text.encode()
     except UnicodeEncodeError:

@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Final
 from sandrun import globs, manifest
 from sandrun.errors import RequestError
 from sandrun.http import api, views
-from sandrun.http.spool import archive_kind
-from sandrun.http.submission import api_decode, media_type, read_json, safe_path, unsupported
+from sandrun.http.spool import JOB_JSON, archive_kind
+from sandrun.http.submission import (
+    api_decode,
+    media_type,
+    read_json,
+    safe_path,
+    unsupported,
+    utf8,
+)
 from sandrun.job import MIB
 
 if TYPE_CHECKING:
@@ -32,6 +39,10 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
     given = manifest.Manifest()
     if body.manifest:
         given = manifest.parse(bytes(body.manifest), app.rules)
+    texts = body.files if isinstance(body.files, dict) else {}
+    if JOB_JSON in texts:
+        job_json = manifest.parse(utf8(texts[JOB_JSON], "files"), app.rules, JOB_JSON)
+        given = manifest.merge(given, job_json)
     paths = [safe_path(one if isinstance(one, str) else one.path) for one in body.files]
     if len(paths) > app.config.limits.files:
         raise RequestError(
@@ -44,7 +55,10 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
     plain = [path for path in paths if archive_kind(path) == "file"]
     if paths and len(plain) == len(paths):
         spec = manifest.complete(
-            spec, [(path, True) for path in plain], lambda _: b"", app.rules.interpreters
+            spec,
+            [(path, True) for path in plain],
+            lambda path: texts.get(path, "").partition("\n")[0].encode(errors="replace"),
+            app.rules.interpreters,
         )
     client = app.quota.client(exchange.request.client, app.clock())
     # Half a second of our time for 18 KB of request: it is the client's, and who has
@@ -60,7 +74,7 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
         environment=spec.environment,
         profile=spec.profile,
         limits=views.limit_column(spec.limits),
-        why=_why(given, has_archive=len(plain) != len(paths)),
+        why=_why(given, paths, has_archive=len(plain) != len(paths)),
         outputs=outputs,
         warm=app.leases.has_warm(*app.kind(spec)),
         position=position,
@@ -70,9 +84,11 @@ async def validate(exchange: Exchange, app: App) -> api.Validated:
     )
 
 
-def _why(given: manifest.Manifest, *, has_archive: bool) -> dict[str, str]:
+def _why(given: manifest.Manifest, paths: list[str], *, has_archive: bool) -> dict[str, str]:
     """Where each value comes from."""
-    found = "job.json or the files in the archive decide" if has_archive else "found in the files"
+    found = "found in the files" if paths else "no files were named"
+    if has_archive:
+        found = "job.json or the files in the archive decide"
     detected = ("entrypoint", "interpreter")
     return {
         name: "manifest" if name in given.given else found if name in detected else "default"

@@ -85,6 +85,30 @@ def test_on_a_phone_the_log_scrolls_in_itself_and_stays_at_its_end(open_page, se
     assert box["height"] < 740
 
 
+WRAPPED = """
+for n in range(400):
+    print('a-b.c/d, (e) ' * (n % 9), '\\t' * (n % 5), 'word  ' * (n % 7), '\\u6f22\\u5b57' * (n % 11), '\\U0001f600' * (n % 3))
+print('the last line')
+"""
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_whoever_follows_sees_the_last_line_whatever_wraps_before_it(open_page, server, width):
+    """Punctuation, tabs and wide letters made lines higher than reckoned: four lines were missing."""
+    page = open_page(server.url, width=width, height=740)
+    page.is_ready()
+    page.run(WRAPPED)
+    last = page.raw.locator(".log-line", has_text="the last line")
+    expect(last).to_be_in_viewport(ratio=0.9)
+    gap = page.raw.evaluate(
+        """() => {
+          const log = document.querySelector('.log-scroll').getBoundingClientRect()
+          return log.bottom - document.querySelector('.log-line:last-child').getBoundingClientRect().bottom
+        }"""
+    )
+    assert 0 <= gap < 24
+
+
 def test_following_stops_when_the_user_scrolls_up_and_comes_back(page):
     page.write(
         "import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n"

@@ -137,6 +137,12 @@ def test_a_wrong_value_is_400_and_names_its_field(field: str, value: object) -> 
     assert field in error.message
 
 
+def test_requirements_as_a_list_are_sent_to_a_file() -> None:
+    """It said "expected a string", which a list of one name made into seems to be."""
+    error = refused('{"requirements": ["numpy"]}')
+    assert "the name of a requirements.txt or package.json in the upload" in error.message
+
+
 @pytest.mark.parametrize("field", [*manifest._LIMITS])
 def test_a_limit_over_its_maximum_names_value_and_maximum(field: str) -> None:
     most = getattr(CONFIG.limits.maximum, field)

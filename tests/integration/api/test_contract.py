@@ -673,6 +673,20 @@ def test_validate_says_what_would_happen(node: Any) -> None:
     assert bad.json()["details"]["field"] == "timeout"
 
 
+def test_validate_takes_the_body_of_submit(node: Any) -> None:
+    """Its ``files`` were a list only, and an object was a type error that told no cure."""
+    files = {"tool": "#!/usr/bin/env python3\nprint(1)", "job.json": '{"entrypoint": "tool"}'}
+    reply = node.client.post("/validate", json={"manifest": {"timeout": 7}, "files": files}).json()
+    assert (reply["entrypoint"], reply["interpreter"]) == ("tool", "python3")
+    assert reply["why"]["entrypoint"] == reply["why"]["timeout"] == "manifest"
+    files["job.json"] = '{"timeout": 0}'
+    bad = node.client.post("/validate", json={"files": files})
+    assert (bad.status_code, bad.json()["details"]["field"]) == (400, "timeout")
+    nothing = node.client.post("/validate", json={}).json()
+    assert nothing["entrypoint"] is None
+    assert nothing["why"]["entrypoint"] == "no files were named"
+
+
 def test_openapi_lists_every_public_route(node: Any) -> None:
     document = node.client.get("/openapi.json").json()
     assert document["openapi"] == "3.1.0"
