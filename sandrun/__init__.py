@@ -52,8 +52,9 @@ nothing ourselves: the larger part, the job's own memory, is out of our reach, s
 would promise what only ``init_on_free=1`` keeps (the doctor and ``/privacy`` tell).
 
 What jobs that want to can still tell each other, or notice of the host: load and free
-memory by sysinfo(2) and by timing; which shared files were read lately, by timing; and
-locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
+memory by sysinfo(2) and by timing; which shared files were read lately, by timing; how
+full the file system of ``/usr`` is; how many TCP connections there are and what their
+buffers hold (``/proc/self/net/sockstat``, of which no namespace has its own); and locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
 job can hold such a lock for as long as it runs. A host whose programs lock files that
 live below ``/usr`` should know that.
 

@@ -350,7 +350,7 @@ PROGRAMS = (
     Program("node child", ("node", "-e", "console.log(require('child_process').execSync('echo hi').toString());process.exitCode=4")),
     Program("node worker", ("node", "-e", "const w=require('worker_threads');if(w.isMainThread){const k=new w.Worker(__filename.endsWith('[eval]')?'require(\"worker_threads\").parentPort.postMessage(5)':__filename,{eval:true});k.on('message',m=>console.log(m))}")),
     Program("node http", ("node", "-e", "const h=require('http');const s=h.createServer((q,r)=>r.end('ok')).listen(0,'127.0.0.1',()=>h.get({port:s.address().port,host:'127.0.0.1'},r=>r.on('data',d=>{console.log(String(d));s.close()})))")),
-    Program("node promises", ("node", "-e", "const f=require('fs/promises');(async()=>{await f.mkdir('d');await f.writeFile('d/a','x');console.log(await f.readdir('d'));await f.rm('d',{recursive:true})})();setTimeout(()=>console.log('t'),5)")),
+    Program("node promises", ("node", "-e", "const f=require('fs/promises');(async()=>{await f.mkdir('d');await f.writeFile('d/a','x');console.log(await f.readdir('d'));await f.rm('d',{recursive:true});setTimeout(()=>console.log('t'),5)})()")),
 )  # fmt: skip
 
 
