@@ -15,6 +15,7 @@ bound, zygote alive            running; or its Dispatch is said again, and PID 1
                                takes only one
 bound, zygote dead             started: server_fault; not started: in the queue
 not bound                      in the queue, in the order of acceptance
+not to be understood           forgotten, its zygote killed
 =============================  ====================================================
 """
 
@@ -34,7 +35,7 @@ from sandrun.http.leases import kept_of, last_word
 from sandrun.http.quota import Client
 from sandrun.http.records import Part
 from sandrun.job import Usage, Verdict
-from sandrun.messages import Elsewhere, Result, Started
+from sandrun.messages import Elsewhere, Forget, Kill, Result, Started
 
 if TYPE_CHECKING:
     from sandrun.http.app import App
@@ -95,11 +96,20 @@ class Restorer:
                     jobs.append(self._job(key, self._kits[key]))
                 except (msgspec.DecodeError, UnicodeDecodeError, ProtocolError, OSError) as error:
                     log.error("record %d cannot be restored: %s", key, error)
-                    close_all(self._kits[key].fds)
+                    self._drop(key)
         for job, kit, unsettled in jobs:
             self._replay(job, kit, unsettled=unsettled)
         if jobs:
             log.info("went on with %d jobs", len(jobs))
+
+    def _drop(self, key: int) -> None:
+        """Nobody can ask for it any more: the store need not keep it, nor its sandbox run."""
+        kit, send = self._kits[key], self._app.leases.send
+        assert kit.entry is not None
+        close_all(kit.fds)
+        if kit.entry.alive and kit.entry.zygote is not None:
+            send(Kill(zygote=kit.entry.zygote))
+        send(Forget(key=key))
 
     def _part(self, key: int, part: Part) -> bytes | None:
         kit = self._kits.get(key)

@@ -87,7 +87,10 @@ def main():
         file.flush()
         argv = [sys.executable, "-m", "sandrun", "--config", file.name, "--listen", "127.0.0.1:0"]
         server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        url = server.stdout.readline().split()[-1]
+        line = server.stdout.readline()
+        if not line:
+            return 1  # it has said why
+        url = line.split()[-1]
         for what, job, reason, text in CASES:
             status, log = run(url, job)
             evidence = " ".join(status["evidence"])

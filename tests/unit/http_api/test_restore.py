@@ -20,7 +20,9 @@ from sandrun.messages import (
     Dispatch,
     Elsewhere,
     Finished,
+    Forget,
     InlineFile,
+    Kill,
     Restored,
     Result,
     Started,
@@ -120,6 +122,31 @@ def result(reason=ExitReason.EXITED, cpu_seconds=2.0):
         verdict=Verdict(exit_reason=reason, exit_code=0),
         usage=Usage(cpu_seconds=cpu_seconds), spec=SPEC, log_end=100,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_record_that_cannot_be_read_is_kept_no_longer(alive):
+    """It stayed in the store, its sandbox until a watchdog's time was over."""
+
+    async def main():
+        ours, theirs = pair()
+        ours.setblocking(False)
+        supervisor = Channel(ours, ToPool)
+        app = App(Config(), theirs, asyncio.get_running_loop(), clock=lambda: 20.0)
+        app.on_welcome(WELCOME)
+        sandbox = Sandbox(Started(spec=SPEC), alive=alive)
+        entry = StoreEntry(key=JOB, parts={Part.JOB: b"junk"}, zygote=7, alive=alive)
+        app.on_entry(entry, sandbox.fds)
+        app.on_restored(Restored(max_jobs=100))
+        said = drain(supervisor)
+        assert (Kill(zygote=7) in said) is alive
+        assert Forget(key=JOB) in said
+        assert not len(app.registry)
+        app.close()
+        supervisor.close()
+        sandbox.channel.close()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("alive", [True, False])
