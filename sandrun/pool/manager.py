@@ -229,7 +229,7 @@ class Manager:
         if not default.up:
             raise SetupError("spawner", 0, default.restart.cause)
         for spawner in self.spawners.values():
-            self.kinds += self._kinds_of(spawner)
+            self._add_kinds(spawner)
         self.loop.call_later(WATCHDOG_PERIOD_S, self._watch)
         self._look_at_host()
 
@@ -247,7 +247,7 @@ class Manager:
         if not spawner.up:
             self.remove_environment(name)
             raise SetupError("spawner", 0, spawner.restart.cause)
-        self.kinds += self._kinds_of(spawner)
+        self._add_kinds(spawner)
         self.refill()
 
     def remove_environment(self, name: str) -> None:
@@ -272,6 +272,12 @@ class Manager:
             for kind in self.kinds
             if kind.environment == name
         )
+
+    def _add_kinds(self, spawner: Spawner) -> None:
+        """Those that there are not yet: which interpreters there are, it says when it is up."""
+        known = {(kind.environment, kind.warm) for kind in self.kinds}
+        kinds = self._kinds_of(spawner)
+        self.kinds += (kind for kind in kinds if (kind.environment, kind.warm) not in known)
 
     def _kinds_of(self, spawner: Spawner) -> list[Kind]:
         env = spawner.environment
@@ -362,6 +368,7 @@ class Manager:
                 spawner.restart.cause = ""
                 _cancel_deadline(spawner)
                 spawner.up = True
+                self._add_kinds(spawner)
                 spawner.ready.set()
                 self.refill()
             case Spawned():

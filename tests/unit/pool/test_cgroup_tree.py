@@ -33,6 +33,7 @@ FILES = {
         "memory.max_usage_in_bytes": "",
         "memory.usage_in_bytes": "0\n",
         "memory.swappiness": "60\n",
+        "memory.kmem.tcp.limit_in_bytes": "",
         "memory.oom_control": "oom_kill 0\n",
         "memory.stat": "hierarchical_memory_limit 9223372036854771712\n",
         "cgroup.event_control": "",
