@@ -453,6 +453,31 @@ def _swap_accounted(own: str) -> bool:
     return any(path.exists() for path in candidates)
 
 
+def network_buffers(_: Needs) -> str:
+    """Whether jobs can take from everybody what the kernel has for TCP on the whole host."""
+    if own_layout().version == 1:  # see Hierarchy._cap_sockets
+        return "limited for each job, and for all of them together"
+    tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem").read_text()
+    pages = os.sysconf("SC_PHYS_PAGES")
+    if cure := larger_tcp_mem(tcp_mem, pages):
+        raise Missing(
+            "a job's buffers count as its memory, but jobs can hold all that TCP has on this host",
+            cure,
+        )
+    return "a job's count as its memory, and TCP has room for all jobs"
+
+
+def larger_tcp_mem(tcp_mem: str, pages: int) -> str:
+    """What makes the kernel's limit of TCP no smaller than a memory of ``pages``. Pure.
+
+    Each group's memory limit then bounds its buffers, and the host's own are not refused.
+    "" if it is so already.
+    """
+    if int(tcp_mem.split()[2]) >= pages:
+        return ""
+    return f"sysctl -w net.ipv4.tcp_mem='{pages // 2} {pages * 3 // 4} {pages}'"
+
+
 def core_dumps(_: Needs) -> str:
     """Where a crash would write memory to. Jobs have RLIMIT_CORE 1, which stops both kinds."""
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
@@ -547,6 +572,13 @@ GROUPS: Final[tuple[tuple[Check, ...], ...]] = (
 READ_ONLY: Final = (
     Check("libseccomp", "", libseccomp, _APT, mandatory=False),
     Check("cgroup", "limits", cgroup, _DELEGATE),
+    Check(
+        "network_buffers",
+        "limits",
+        network_buffers,
+        "a larger net.ipv4.tcp_mem",
+        mandatory=False,
+    ),
     Check("swap", "memory", swap, "swapoff -a, or boot with cgroup v2"),
     Check(
         "core_dumps", "memory", core_dumps, "sysctl -w kernel.core_pattern=core", mandatory=False

@@ -13,7 +13,17 @@ import pytest
 from sandrun import doctor, probes
 from sandrun.config import Config
 from sandrun.errors import HostError
-from sandrun.probes import Check, Facts, Missing, Needs, Probe, Status, explain, swap_devices
+from sandrun.probes import (
+    Check,
+    Facts,
+    Missing,
+    Needs,
+    Probe,
+    Status,
+    explain,
+    larger_tcp_mem,
+    swap_devices,
+)
 
 
 def probe(name: str, status: Status = "ok", cure: str = "a cure") -> Probe:
@@ -181,6 +191,13 @@ def test_a_probe_that_kills_its_child_is_missing_and_the_next_ones_run() -> None
     assert found[1].cause == "killed by SIGKILL"
     assert found[2].cure == "get it"
     assert found[4].cause.startswith("the probe itself failed: ZeroDivisionError")
+
+
+def test_tcp_must_have_room_for_all_that_jobs_may_hold() -> None:
+    assert larger_tcp_mem("33711\t44950\t67422\n", 750_000) == (
+        "sysctl -w net.ipv4.tcp_mem='375000 562500 750000'"
+    )
+    assert larger_tcp_mem("375000 562500 750000", 750_000) == ""
 
 
 def test_every_layer_that_may_be_waived_is_probed() -> None:
