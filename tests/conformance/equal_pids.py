@@ -36,7 +36,7 @@ def as_pid_2(work):
 
 def job():
     if sys.argv[2] == "fresh":
-        warm_python._fresh(None)
+        warm_python._fresh(warm_python.Fork(warm_python.System(), {"fds": []}, []))
     print(os.getpid(), ssl.RAND_bytes(16).hex(), flush=True)
 
 

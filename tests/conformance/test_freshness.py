@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ NUMPY_PYTHON = os.environ.get("SANDRUN_TEST_NUMPY_PYTHON", "")
 MODULES = "random,secrets,uuid,tempfile,ssl,multiprocessing.process,logging"
 DRAWN = """\
 import random, ssl, tempfile, uuid, sys
+own, fixed, mended = random.Random(), random.Random(7), random.Random()  # as libraries have
+mended.seed(7)
+own.random()
 random.random(), ssl.RAND_bytes(16), uuid.uuid1(), uuid.uuid4()
 next(tempfile._get_candidate_names())
 if "numpy" in sys.modules:
@@ -28,8 +32,9 @@ if "numpy" in sys.modules:
     numpy.random.rand()
 """
 DRAW = """\
-import multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
+import drawn, multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
 print(random.random())
+print(drawn.own.random())
 print(secrets.token_hex())
 print(uuid.uuid4())
 print(uuid.uuid1().clock_seq, uuid.uuid1().time)
@@ -124,6 +129,21 @@ def test_two_forks_with_equal_pids_never_draw_the_same(used_bench: harness.Bench
     assert len(set(pids)) == 1
     for drawn in zip(*runs, strict=True):
         assert len(set(drawn)) == len(runs), drawn
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
+def test_what_a_library_has_seeded_itself_stays_as_it_is(used_bench: harness.Bench) -> None:
+    source = b"import drawn; print(drawn.fixed.random(), drawn.mended.random())"
+    case = harness.Case(source, env={"PYTHONPATH": used_bench.extra_path})
+    first = random.Random(7).random()
+    template = harness.Template(used_bench)
+    used_bench.lay_out(case)
+    with sandbox() as pidfd:
+        job = template.fork({"pidfd": pidfd}, confine=True)
+        job.go.send(harness.order(case, used_bench.work))
+        stdout, stderr, _ = job.collect(b"")
+    template.close()
+    assert (stdout.decode(), stderr) == (f"{first} {first}\n", b"")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")

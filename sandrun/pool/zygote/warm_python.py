@@ -283,8 +283,7 @@ class Interpreter:
         self.finished = None  # of a script that is not main.py: filled at its clean end
         self.pid = 0
         self.preload = preload
-        for name in preload:
-            __import__(name)
+        self.unseeded = _preload(preload)
         self.known = frozenset(sys.modules)
         self.trusted = all(map(_is_safe_preload, sys.modules.values()))
         self.fast_end = atexit is not None
@@ -431,6 +430,29 @@ class Interpreter:
             return False
         new = [sys.modules[name] for name in list(sys.modules) if name not in self.known]
         return all(map(_is_safe_module, new)) and _is_inert(self.gc.get_objects())
+
+
+def _preload(names):
+    """Import them. Returns the generators that they made and left to be seeded by chance."""
+    if not names:
+        return ()
+    import random
+
+    seed, unseeded = random.Random.seed, {}
+
+    def noted(self, a=None, version=2):
+        unseeded[id(self)] = self
+        if a is not None:
+            del unseeded[id(self)]
+        seed(self, a, version)
+
+    random.Random.seed = noted
+    try:
+        for name in names:
+            __import__(name)
+    finally:
+        random.Random.seed = seed
+    return tuple(unseeded.values())
 
 
 def _is_safe_module(module):
@@ -770,9 +792,11 @@ def _system_calls(f):
             os.close(listener)
 
 
-def _fresh(_):
+def _fresh(f):
     """Nothing random may be the same in two forks; hash seed and addresses are."""
     modules = sys.modules
+    for generator in f.system.unseeded:
+        generator.seed()
     if "random" in modules:
         modules["random"].seed()
     if "numpy.random" in modules:
@@ -843,6 +867,7 @@ class System:
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.setrlimit = resource.setrlimit
         self.dup_above = lambda fd, low: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, low)
+        self.unseeded = ()
         self.fork_into = None
         if os.path.exists(FORK_LIBRARY):
             self.fork_into = ctypes.PyDLL(FORK_LIBRARY).sandrun_fork_into
@@ -894,6 +919,7 @@ def _template(fd, preload, path):
         _need_pipes()
         interpreter = Interpreter(preload, path)
         system = System()
+        system.unseeded = interpreter.unseeded
         warm_up(interpreter)
         interpreter.gc.collect()
         interpreter.gc.freeze()
