@@ -1,9 +1,18 @@
-"""argv in, exit code out.
+"""sandrun's command line: argv in, exit code out.
 
 ::
 
     python -m sandrun [serve] [--config FILE] [--listen ADDR:PORT] [--self-signed] [--sample]
-    python -m sandrun doctor | env | run | submit | sample | upgrade | version
+                      [--verbose]      serve; --listen also takes [V6]:PORT and unix:/PATH
+    python -m sandrun doctor           what this host can isolate, and the cure for the rest
+    python -m sandrun selftest         try the walls of a server, or with --local of this host
+    python -m sandrun env              named environments: list them, build them ahead of time
+    python -m sandrun run, submit      a directory or files, from here to a server
+    python -m sandrun sample           the sample job
+    python -m sandrun upgrade          a running server takes new code, and loses no job
+    python -m sandrun version
+
+Each tells its own options with --help.
 
 Exit status: 0 fine, 1 failed, 78 (EX_CONFIG) the configuration is wrong, 69
 (EX_UNAVAILABLE) the host lacks something; both say what to do.
@@ -31,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     name = args[0] if args and not args[0].startswith("-") else "serve"
     rest = args[1:] if args and args[0] == name else args
     if name in ("-h", "--help") or (rest[:1] in (["-h"], ["--help"]) and name == "serve"):
-        print(__doc__)
+        print(_usage())
         return 0
     match name:
         case "serve":
@@ -62,8 +71,12 @@ def main(argv: list[str] | None = None) -> int:
             print(__version__)
             return 0
     print(f"sandrun: unknown command {name!r}", file=sys.stderr)
-    print(__doc__, file=sys.stderr)
+    print(_usage(), file=sys.stderr)
     return 2
+
+
+def _usage() -> str:
+    return (__doc__ or "").replace("::\n\n", "")
 
 
 def serve(argv: list[str], supplies: Supplies | None = None) -> int:

@@ -29,6 +29,11 @@ from urllib.parse import urlsplit
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 SKIPPED: Final = frozenset({".git", "node_modules", "__pycache__", ".venv"})
 SIGNAL_BASE: Final = 128  # as shells say it
+ABOUT: Final = {
+    "run": "Run a directory or files: the log to stdout and stderr, the outputs to --output.",
+    "submit": "Send a directory or files, print the ids of the job, and go.",
+    "sample": "Run a sample job and show what comes back.",
+}
 
 
 class ServerError(Exception):
@@ -193,18 +198,27 @@ def main(argv: list[str]) -> int:
     if "--" in rest:
         split = rest.index("--")
         rest, args = rest[:split], rest[split + 1 :]
-    parser = argparse.ArgumentParser(prog=f"python -m sandrun {command}")
-    parser.add_argument("--url", default=os.environ.get("SANDRUN_URL", DEFAULT_URL))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m sandrun {command}", description=ABOUT[command]
+    )
+    url = os.environ.get("SANDRUN_URL", DEFAULT_URL)
+    parser.add_argument(
+        "--url", default=url, help="the server; else $SANDRUN_URL, else %(default)s"
+    )
     parser.add_argument("--insecure", action="store_true", help="accept any certificate")
     if command == "sample":
         options = parser.parse_args(rest)
         return _told(lambda: sample(Client(options.url, insecure=options.insecure)))
+    parser.epilog = "What follows -- are the program's arguments. A job.json says the rest."
     parser.add_argument("paths", nargs="+", type=Path, help="a directory or files")
-    parser.add_argument("--entrypoint")
-    parser.add_argument("--interpreter")
-    parser.add_argument("--environment")
-    parser.add_argument("--timeout", type=float)
-    parser.add_argument("--output", type=Path, default=Path("output"))
+    parser.add_argument("--entrypoint", metavar="FILE", help="the file to start")
+    parser.add_argument("--interpreter", metavar="NAME", help="such as python3, node, bash")
+    parser.add_argument("--environment", metavar="NAME", help="one of GET /environments")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="of wall time")
+    if command == "run":
+        parser.add_argument(
+            "--output", type=Path, default=Path("output"), help="where outputs go (%(default)s)"
+        )
     options = parser.parse_args(rest)
     names = ("entrypoint", "interpreter", "environment", "timeout")
     manifest = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -215,10 +229,9 @@ def main(argv: list[str]) -> int:
     return _told(
         lambda: _run(
             Client(options.url, insecure=options.insecure),
-            command,
             pack(options.paths),
             manifest,
-            options.output,
+            options.output if command == "run" else None,
         )
     )
 
@@ -231,11 +244,9 @@ def _told(work: Callable[[], int]) -> int:
         return 1
 
 
-def _run(
-    client: Client, command: str, archive: bytes, manifest: dict[str, Any], output: Path
-) -> int:
+def _run(client: Client, archive: bytes, manifest: dict[str, Any], output: Path | None) -> int:
     job = client.submit(archive, manifest)
-    if command == "submit":
+    if output is None:  # submit
         print(json.dumps(job, indent=2))
         return 0
     client.follow(job["job_id"])
@@ -248,9 +259,12 @@ def _run(
     )
     for line in status["evidence"]:
         print(f"[{line}]", file=sys.stderr)
+    if status["remedy"]:
+        print(f"[{status['remedy']}]", file=sys.stderr)
     if status["output_files"]:
         written = client.download(job["job_id"], output)
-        print(f"[{len(written)} output files in {output}/]", file=sys.stderr)
+        count = f"{len(written)} output file{'' if len(written) == 1 else 's'}"
+        print(f"[{count} in {output}/]", file=sys.stderr)
     if meta["signal"]:
         return SIGNAL_BASE + int(meta["signal"])
     return int(meta["exit_code"] or 0) or int(status["status"] != "completed")

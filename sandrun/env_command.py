@@ -24,7 +24,7 @@ EX_CONFIG = 78
 def main(argv: list[str]) -> int:
     """Run one verb. Exit status 1 if an environment could not be built."""
     parser = argparse.ArgumentParser(prog="python -m sandrun env")
-    parser.add_argument("verb", choices=("build", "list"))
+    parser.add_argument("verb", nargs="?", choices=("build", "list"), default="list")
     parser.add_argument("names", nargs="*", help="environments; all of the file when none is given")
     parser.add_argument("--config", type=Path, help="TOML file; see config.example.toml")
     parser.add_argument("--upgrade", action="store_true", help="build: resolve again, take newer")

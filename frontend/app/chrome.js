@@ -35,7 +35,7 @@ const quotaMeter = () => {
   const title = q ? `CPU budget: ${amount(left)} of ${amount(q.limit)} s left. Jobs: ${q.active_jobs} of ${q.max_active_jobs ?? '–'} running, ${q.jobs_this_hour ?? '–'} of ${q.max_jobs_per_hour ?? '–'} this hour` : 'CPU budget'
   // Same boxes in every state: nothing in the header may move.
   if (q && !q.enforced) {
-    return html`<span class="quota unlimited" key="unlimited" title="This server has no quota"><span class="quota-text">no quota</span></span>`
+    return html`<span class="quota unlimited" key="unlimited" title="This server has no quota: run as much as you like"><span class="quota-text">unlimited</span></span>`
   }
   return html`<span class="quota" key="quota" title=${title}>
     <span class="quota-text"><span class="wide-only">CPU budget </span><b>${q ? amount(left) : '–'}</b> / ${q ? amount(q.limit) : '–'} s</span>

@@ -47,7 +47,12 @@ async function walk(entry, prefix, found, onProgress) {
   }
   const children = await readAll(entry)
   if (!children.length) found.push({ path, blob: null })
-  for (const child of children) await walk(child, `${path}/`, found, onProgress)
+  await together(children, (child) => walk(child, `${path}/`, found, onProgress))
+}
+
+/** Some at a time: each file is a message to another process and back. */
+async function together(entries, task) {
+  for (let i = 0; i < entries.length; i += 64) await Promise.all(entries.slice(i, i + 64).map(task))
 }
 
 /** Must be called while the event is handled: a DataTransfer is empty afterwards. */
@@ -79,9 +84,9 @@ export async function readSkipped(skipped) {
         path: prefix + entry.name,
         blob: await new Promise((resolve, reject) => entry.file(resolve, reject)),
       })
-    } else for (const child of await readAll(entry)) await everything(child, `${prefix}${entry.name}/`)
+    } else await together(await readAll(entry), (child) => everything(child, `${prefix}${entry.name}/`))
   }
-  for (const child of children) await everything(child, `${skipped.path}/`)
+  await together(children, (child) => everything(child, `${skipped.path}/`))
   return found
 }
 

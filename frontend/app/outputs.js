@@ -1,6 +1,6 @@
 // What a job handed back: list, selection, previews, downloads.
 
-import { computed, onBeforeUnmount, reactive, ref, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
+import { computed, nextTick, onBeforeUnmount, reactive, ref, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
 import * as api from './api.js'
 import { popover } from './controls.js'
 import { bytes, extension, plural, visible } from './format.js'
@@ -66,7 +66,7 @@ const downloadSome = (files) => working(`Packing ${plural(files.length, 'file')}
   const entries = []
   for (const file of files) {
     const { blob } = await fetchChecked(file, signal)
-    entries.push({ path: file.path, blob, mtime: Date.now() })
+    entries.push({ path: file.path, blob, executable: false, mtime: Date.now() })
     busy.share = entries.length / files.length
   }
   store.save(await pack(entries, { signal }), archiveName('tar.gz'))
@@ -220,11 +220,17 @@ export const Outputs = {
 
     const toggle = (path) => { if (!chosen.delete(path)) chosen.add(path) }
 
+    // On a phone the preview may be below the edge: who asks for it is led there.
+    function lookAt(file) {
+      current.value = file.path
+      nextTick(() => document.querySelector('.preview')?.scrollIntoView({ block: 'nearest' }))
+    }
+
     const row = (file) => {
       const slash = file.path.lastIndexOf('/') + 1
       return html`<li key=${file.path} class=${['output', { current: file.path === current.value }]}>
         <input type="checkbox" aria-label=${`Choose ${visible(file.path)}`} checked=${chosen.has(file.path)} onChange=${() => toggle(file.path)} disabled=${isGone.value} />
-        <button type="button" class="row-main" aria-current=${file.path === current.value ? 'true' : null} title=${visible(file.path)} onClick=${() => { current.value = file.path }}>
+        <button type="button" class="row-main" aria-current=${file.path === current.value ? 'true' : null} title=${visible(file.path)} onClick=${() => lookAt(file)}>
           ${icon(iconOf(file))}
           <bdi class="path">${slash > 0 && html`<span class="dir">${visible(file.path.slice(0, slash))}</span>`}<span class="base">${visible(file.path.slice(slash))}</span></bdi>
           <small>${bytes(file.size_bytes)}</small>

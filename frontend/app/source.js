@@ -18,6 +18,7 @@ export const ui = reactive({ tab: 'code' })
 
 // ── editor ───────────────────────────────────────────────────────────────────
 
+const LARGE_PASTE = 20_000 // characters
 const INDENT = { py: '    ', go: '\t' }
 
 const Editor = {
@@ -70,6 +71,17 @@ const Editor = {
       if (event.key !== 'Shift') tabLeaves = false
     }
 
+    // Chromium inserts line by line and counts the lines each time: minutes for a large program.
+    // Set at once it takes none, at the price of Undo.
+    function onPaste(event) {
+      const text = event.clipboardData.getData('text/plain').replace(/\r\n?/g, '\n')
+      if (text.length < LARGE_PASTE) return
+      event.preventDefault()
+      const { selectionStart: start, selectionEnd: end } = area.value
+      area.value.setRangeText(text, start, end, 'end')
+      edit(area.value.value)
+    }
+
     const lineCount = computed(() => work.text.split('\n').length)
     const coloured = computed(() => highlight(work.text, extension(work.open)))
     const lit = ref(0)
@@ -90,13 +102,17 @@ const Editor = {
       if (scroller.value) scroller.value.scrollTop = scroller.value.scrollLeft = 0
     })
 
+    // One text, not an element for each line: a pasted program may have 50,000.
+    const numbers = (from, to) => Array.from({ length: Math.max(0, to - from + 1) }, (_, i) => `${from + i}\n`).join('')
+    const upToLit = computed(() => numbers(1, lit.value ? lit.value - 1 : lineCount.value))
+    const afterLit = computed(() => (lit.value ? numbers(lit.value + 1, lineCount.value) : ''))
+
     return () => html`<div class="editor" ref=${scroller}>
-      <div class="gutter" aria-hidden="true">${Array.from({ length: lineCount.value }, (_, i) =>
-        html`<span class=${{ lit: lit.value === i + 1 }}>${i + 1}</span>`)}</div>
+      <div class="gutter" aria-hidden="true">${upToLit.value}${lit.value > 0 && html`<span class="lit">${`${lit.value}\n`}</span>`}${afterLit.value}</div>
       <div class="code">
         <pre aria-hidden="true">${coloured.value.map(({ text, kind }) => (kind ? html`<span class=${`t-${kind}`}>${text}</span>` : text))}${'\n'}</pre>
         <textarea ref=${area} value=${work.text} aria-label=${`Source of ${visible(work.open)}`} spellcheck="false" autocapitalize="off"
-          autocomplete="off" autocorrect="off" wrap="off" onKeydown=${onKeydown} onInput=${(event) => edit(event.target.value)}></textarea>
+          autocomplete="off" autocorrect="off" wrap="off" onKeydown=${onKeydown} onPaste=${onPaste} onInput=${(event) => edit(event.target.value)}></textarea>
       </div>
     </div>`
   },

@@ -452,9 +452,7 @@ async function send(sent, signal) {
     const files = Object.fromEntries(work.files.map((file) => [file.path, file.text]))
     return retrying(() => api.submit(JSON.stringify({ manifest: sent, files }), { key, signal }))
   }
-  const entries = []
-  for (const file of work.files) entries.push(await entryOf(file))
-  const blob = await pack(entries, { signal, onFile: () => { job.upload.packed++ } })
+  const blob = await pack(work.files.map(entryOf), { signal, onFile: () => { job.upload.packed++ } })
   if (blob.size > maxUpload.value) {
     throw new api.ApiError(413, {
       error: `The packed upload has ${formatBytes(blob.size)}; this server takes ${formatBytes(maxUpload.value)}`, code: 'body_too_large',
@@ -483,13 +481,9 @@ async function retrying(attempt) {
   }
 }
 
-async function entryOf(file) {
+function entryOf(file) {
   if (file.blob === null && file.text == null) return { path: file.path, blob: null }
-  const blob = file.text != null ? new Blob([file.text]) : file.blob
-  // A browser does not tell the executable bit; a #! line says what was meant.
-  const start = new Uint8Array(await blob.slice(0, 4).arrayBuffer())
-  const executable = (start[0] === 0x23 && start[1] === 0x21) || (start[0] === 0x7f && start[1] === 0x45)
-  return { path: file.path, blob, executable, mtime: file.blob?.lastModified }
+  return { path: file.path, blob: file.text != null ? new Blob([file.text]) : file.blob, mtime: file.blob?.lastModified }
 }
 
 function refuse(error) {

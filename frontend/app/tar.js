@@ -66,22 +66,49 @@ function* entryHeaders({ path, size, mode, type, mtime }) {
   yield header(short, prefix, size, mode, type, mtime)
 }
 
+// A file that is read costs a message to another process and back. So small ones are read
+// whole and ahead of their turn, and what is handed on is of a size that is worth it.
+const SMALL = 64 * 1024
+const AHEAD = 64
+const CHUNK = 256 * 1024
+
+/** A browser does not tell the executable bit; a #! line or an ELF head says what was meant. */
+const looksExecutable = (start) => (start[0] === 0x23 && start[1] === 0x21) || (start[0] === 0x7f && start[1] === 0x45)
+
+async function* chunks(blob) {
+  const reader = blob.stream().getReader()
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) return
+    yield value
+  }
+}
+
 /** entries: {path, blob} for a file, {path} for a directory. Yields Uint8Arrays. */
 export async function* tar(entries, onFile = () => {}) {
-  for (const entry of entries) {
-    const { path, blob, executable, mtime = 0 } = entry
+  const ahead = new Map()
+  const read = (i) => {
+    const blob = entries[i]?.blob
+    if (!blob || blob.size > SMALL) return
+    const content = blob.arrayBuffer()
+    content.catch(() => {}) // it is told when its turn comes
+    ahead.set(i, content)
+  }
+  for (let i = 0; i < AHEAD; i++) read(i)
+  for (const [i, entry] of entries.entries()) {
+    read(i + AHEAD)
+    const { path, blob, mtime = 0 } = entry
     const common = { path, mtime: Math.floor(mtime / 1000) }
     if (!blob) {
       yield* entryHeaders({ ...common, size: 0, mode: 0o755, type: '5' })
       continue
     }
+    const whole = ahead.has(i) ? new Uint8Array(await ahead.get(i)) : null
+    ahead.delete(i)
+    const executable = entry.executable ?? looksExecutable(whole ?? new Uint8Array(await blob.slice(0, 4).arrayBuffer()))
     yield* entryHeaders({ ...common, size: blob.size, mode: executable ? 0o755 : 0o644, type: '0' })
-    const reader = blob.stream().getReader()
-    for (;;) {
-      const { done, value } = await reader.read()
-      if (done) break
-      yield value
-    }
+    if (whole) yield whole
+    else yield* chunks(blob)
     const pad = padding(blob.size)
     if (pad) yield pad
     onFile(entry)
@@ -89,15 +116,33 @@ export async function* tar(entries, onFile = () => {}) {
   yield new Uint8Array(2 * BLOCK)
 }
 
+function join(parts, size) {
+  const all = new Uint8Array(size)
+  let at = 0
+  for (const part of parts) {
+    all.set(part, at)
+    at += part.length
+  }
+  return all
+}
+
 /** Resolves to one gzipped Blob. `signal` aborts between two chunks. */
 export async function pack(entries, { onFile, signal } = {}) {
   const source = tar(entries, onFile)
   const stream = new ReadableStream({
     async pull(controller) {
-      signal?.throwIfAborted()
-      const { done, value } = await source.next()
-      if (done) controller.close()
-      else controller.enqueue(value)
+      const parts = []
+      let size = 0, ended = false
+      while (size < CHUNK && !ended) {
+        signal?.throwIfAborted()
+        const { done, value } = await source.next()
+        ended = done
+        if (done) break
+        parts.push(value)
+        size += value.length
+      }
+      if (size) controller.enqueue(join(parts, size))
+      if (ended) controller.close()
     },
   })
   const zipped = stream.pipeThrough(new CompressionStream('gzip'), { signal })

@@ -183,3 +183,20 @@ def test_an_upload_over_the_limit_is_refused_with_the_limit_before_it_is_sent(
     alert = page.raw.get_by_role("alert")
     expect(alert).to_contain_text("Too large")
     expect(alert).to_contain_text("1 MB")
+
+
+def test_a_program_of_45_000_lines_is_pasted_at_once(page):
+    """Chromium's own insertion takes minutes, and each line once had a number of its own element."""
+    page.raw.evaluate(
+        """() => {
+          const area = document.querySelector('.code textarea')
+          const clipboardData = new DataTransfer()
+          clipboardData.setData('text/plain', Array.from({ length: 45_000 }, (_, i) => `print(${i})`).join('\\r\\n'))
+          area.select()
+          area.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true, cancelable: true }))
+        }"""
+    )
+    assert page.raw.locator(".gutter").text_content().endswith("\n45000\n")
+    assert page.raw.locator(".gutter *").count() == 0
+    page.run()
+    expect(page.log).to_contain_text("44999")

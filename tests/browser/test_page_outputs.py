@@ -233,3 +233,19 @@ def test_a_job_whose_time_is_up_says_so(open_page, start_server):
     page.run("print('short lived')\n")
     expect(page.headline).to_have_text("No longer on the server")
     expect(page.log).to_contain_text("short lived")
+
+
+def test_on_a_phone_a_long_preview_scrolls_in_itself_below_its_list(open_page, server):
+    """It was as high as its content: a table of 400 rows pushed its own head off the screen."""
+    page = open_page(server.url, width=360, height=740)
+    page.is_ready()
+    page.run(
+        "open('notes.txt', 'w').write('x')\n"
+        "open('table.csv', 'w').write('a,b\\n' + '1,2\\n' * 400)\n"
+    )
+    page.look_at("notes.txt")
+    page.look_at("table.csv")
+    expect(page.raw.locator(".preview-head")).to_be_in_viewport(ratio=0.9)
+    boxes = {name: page.raw.locator(name).bounding_box() for name in (".preview", ".run-bar")}
+    assert boxes[".preview"]["height"] < 740
+    assert boxes[".preview"]["y"] + boxes[".preview"]["height"] <= boxes[".run-bar"]["y"]
