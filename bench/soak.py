@@ -18,8 +18,10 @@ their assistants and templates), and by its slope, not by its level:
   shares pages comes or goes, as sandboxes do all the time;
 * of each :data:`WINDOW_S` the lowest sample counts: an answer of some megabytes that is
   on its way at that moment is no leak;
-* the slope is that of these minima over the second half, by least squares: buffers,
-  caches and arenas that come to their size in the first half are flat in the second.
+* the slope is that of these minima over the second half: buffers, caches and arenas that
+  come to their size in the first half are flat in the second. It is the median of the
+  slopes between all pairs (Theil-Sen): a table that is made larger once, like the one of
+  Python's interned strings by a megabyte, is a step and no slope.
 
 A slope is a leak from :data:`SLOPE_MAX_KB_MIN` on, if the second half has at least
 :data:`WINDOWS_MIN` windows, that is in a run of five minutes or more; a shorter run
@@ -40,12 +42,13 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 from bench import node
 from bench.client import Blocking, Connections, request
 from bench.load import new_event_loop
-from bench.measure import anonymous_bytes, descendants, group_directories
+from bench.measure import anonymous_bytes, descendants, group_directories, median
 
 CONFIG = """\
 [http]
@@ -133,15 +136,10 @@ class Memory:
         return list(lows.values())
 
     def slope_kb_min(self) -> float:
-        """Least squares over the second half, in KiB per minute."""
-        lows = self.lows()
-        if len(lows) < 2:
-            return 0.0
-        times, sizes = zip(*lows, strict=True)
-        mean_t, mean_s = sum(times) / len(times), sum(sizes) / len(sizes)
-        spread = sum((t - mean_t) ** 2 for t in times)
-        slope = sum((t - mean_t) * (s - mean_s) for t, s in lows) / spread
-        return slope * 60 / 1024
+        """Median of all pairs of the second half, in KiB per minute."""
+        pairs = combinations(self.lows(), 2)
+        slopes = [(b - a) / (t_b - t_a) for (t_a, a), (t_b, b) in pairs]
+        return median(slopes) * 60 / 1024 if slopes else 0.0
 
     def is_leak(self) -> bool:
         """Whether it grows, as far as that can be told."""
@@ -338,6 +336,7 @@ def main() -> int:
         print(f"{name:>12}: {taken.line(mix.done.total() / options.minutes)}")
         if taken.is_leak():
             leaks.append(f"memory of {name} grows by {taken.slope_kb_min():.0f} KiB/min")
+            print(f"{'':>12}  KiB: {' '.join(str(size // 1024) for _, size in taken.lows())}")
     print(f"jobs: {dict(mix.done)}")
     print(f"counts before {first}\n   and after {last}")
     for line in leaks:
