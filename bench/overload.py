@@ -67,6 +67,7 @@ class Seen:
     """What came back, after the settling."""
 
     latencies: list[float] = field(default_factory=list)  # of HELLO, from the moment it was due
+    queued: list[float] = field(default_factory=list)  # of that: before its first process ran
     refusals: list[float] = field(default_factory=list)
     wrong: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
@@ -75,6 +76,7 @@ class Seen:
         """For people."""
         shares = ((0.5, "p50"), (0.95, "p95"), (0.99, "p99"))
         times = [f"{n} {percentile(self.latencies, s) * 1000:.0f} ms" for s, n in shares]
+        times += [f"p50 before it started {percentile(self.queued, 0.5) * 1000:.0f} ms"]
         refused = f"{len(self.refusals)} refused"
         if self.refusals:
             refused += f" in {percentile(self.refusals, 0.5) * 1000:.1f} ms"
@@ -117,12 +119,15 @@ class Traffic:
                 seen.wrong[f"{status} without Retry-After"] += 1
             seen.ends[json.loads(body)["code"]] += 1
             return False
-        end = json.loads(body).get("exit_reason", str(status))
+        answer = json.loads(body)
+        end = answer.get("exit_reason", str(status))
         seen.ends[end] += 1
         if end != MIX[kind][3]:
             seen.wrong[f"{MIX[kind][1][:24]!r} ended as {end}"] += 1
         elif kind == 0:
             seen.latencies.append(now - due)
+            times = answer["timeline"]
+            seen.queued.append(times["started"] - times["submitted"])
         return True
 
     def _kind(self) -> int:
