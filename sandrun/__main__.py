@@ -160,12 +160,14 @@ class Announcer:
         url = urls[0]
         print(f"sandrun is ready: {url}", flush=True)
         code = """{"code": "print(6 * 7)"}"""
-        silent = "-s"
+        silent, target = "-s", url
+        if url.startswith("unix:"):
+            silent, target = f"-s --unix-socket {url.removeprefix('unix:')}", "http://localhost"
         if self._fingerprint:
             print(f"self-signed certificate, SHA-256 {self._fingerprint}", flush=True)
             silent = "-sk"
         print(
-            f"try: curl {silent} {url}/run -H 'Content-Type: application/json' -d '{code}'",
+            f"try: curl {silent} {target}/run -H 'Content-Type: application/json' -d '{code}'",
             flush=True,
         )
         if self._sample:

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import secrets
+import socket
 import ssl
 import sys
 import tarfile
@@ -40,17 +41,35 @@ class ServerError(Exception):
     """The server refused; the text is for a person."""
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
 class Client:
-    """One server. ``url`` like ``http://127.0.0.1:8000``. ``insecure``: any certificate will do."""
+    """One server. ``url`` like ``http://127.0.0.1:8000`` or ``unix:/run/sandrun.sock``.
+
+    ``insecure``: any certificate will do.
+    """
 
     def __init__(self, url: str, *, insecure: bool = False) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ServerError(f"not a URL: {url!r}")
+        known = parts.hostname if parts.scheme in ("http", "https") else parts.scheme == "unix"
+        if not known:
+            raise ServerError(f"not a URL: {url!r}; say http://HOST:PORT, https:// or unix:/PATH")
         self._parts = parts
         self._insecure = insecure
 
     def _connect(self) -> http.client.HTTPConnection:
+        if self._parts.scheme == "unix":
+            return _UnixConnection(self._parts.path)
         host, port = self._parts.hostname or "", self._parts.port
         if self._parts.scheme == "https":
             context = ssl.create_default_context()
@@ -72,7 +91,11 @@ class Client:
             connection.request(method, path, body or None, headers)
             response = connection.getresponse()
         except OSError as error:
-            raise ServerError(f"{self._parts.geturl()}: {error}") from error
+            connection.close()
+            cure = ""
+            if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+                cure = "; nothing listens there: start `python -m sandrun`, or name it with --url"
+            raise ServerError(f"{self._parts.geturl()}: {error}{cure}") from error
         if response.status >= http.client.BAD_REQUEST:
             text = response.read().decode(errors="replace")
             try:

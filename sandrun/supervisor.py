@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import resource
@@ -111,7 +112,8 @@ def bind(address: str) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(target)
     except OSError as error:
-        raise ConfigError(f"cannot listen on {address}: {error.strerror}") from error
+        cure = "; take another with --listen" if error.errno == errno.EADDRINUSE else ""
+        raise ConfigError(f"cannot listen on {address}: {error.strerror}{cure}") from error
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock

@@ -449,9 +449,9 @@ const cost = () => {
   if (!q?.enforced) return `Up to ${amount(most)} CPU-seconds`
   const left = balance.value ?? q.available
   const refill = (q.limit - left) / (q.limit / 60)
-  const state = left >= q.limit - 0.05 ? `${amount(left)} CPU-seconds of budget, full`
-    : `${amount(Math.max(0, left))} of ${amount(q.limit)} CPU-seconds left, refilled in ${countdown(refill)}`
-  return `May use up to ${amount(most)} s; ${state}`
+  const state = left >= q.limit - 0.05 ? `you have ${amount(left)}`
+    : `you have ${amount(Math.max(0, left))}, full in ${countdown(refill)}`
+  return `Up to ${amount(most)} CPU-seconds; ${state}`
 }
 
 const refused = () => {

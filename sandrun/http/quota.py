@@ -217,10 +217,13 @@ class Quota:
             "jobs_per_hour": ("jobs per hour", self._config.jobs_per_hour),
             "cpu_seconds": ("CPU seconds per minute", self._config.cpu_seconds_per_minute),
         }[reason]
+        wait_text = f"{retry_after_s} s"
+        if retry_after_s > 120:  # nobody divides 3,599 by 60
+            wait_text = f"{math.ceil(retry_after_s / 60)} minutes"
         return RequestError(
             429,
             "quota_exceeded",
-            f"your quota of {allowed:g} {limit} is used up; try again in {retry_after_s} s",
+            f"your quota of {allowed:g} {limit} is used up; try again in {wait_text}",
             details={
                 "reason": reason,
                 "limit": allowed,
