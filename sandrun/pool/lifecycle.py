@@ -11,11 +11,11 @@ repaired. Nothing leads back: a zygote serves one job at most.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from enum import IntEnum, auto
 from typing import Final
 
 
-class State(Enum):
+class State(IntEnum):
     """Where a zygote is in its life."""
 
     ORDERED = auto()  # the spawner was asked
@@ -26,7 +26,7 @@ class State(Enum):
     GONE = auto()
 
 
-class Event(Enum):
+class Event(IntEnum):
     """What may happen to it."""
 
     SPAWNED = auto()

@@ -74,7 +74,7 @@ UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
 WATCHDOG_MARGIN_S: Final = 30.0  # http's own watchdog comes first
 WATCHDOG_PERIOD_S: Final = 10.0
 PRESSURE_PERIOD_S: Final = 1.0
-MEMORY_FRESH_S: Final = 0.05
+MEMORY_FRESH_S: Final = 0.2
 REPORT_EVERY_S: Final = 0.02  # a job changes the pool four times; nobody needs them all
 
 

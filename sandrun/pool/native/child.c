@@ -3,6 +3,7 @@
    zygote/child.py. */
 
 #include "init.h"
+#include "listener.h"
 
 #include <fcntl.h>
 #include <grp.h>
@@ -94,25 +95,10 @@ static void few_descriptors(void)
     must(syscall(SYS_close_range, KEPT_FROM, ~0U, 0), "close_range");
 }
 
-/* PID 1's end of the filter, by the socket at which it waits for us. */
-static void send_listener(int listener)
-{
-    struct iovec part = {"L", 1};
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {.head = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
-    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control,
-                             .msg_controllen = sizeof control};
-    memcpy(CMSG_DATA(&control.head), &listener, sizeof listener);
-    must(sendmsg(GO_FD, &message, MSG_NOSIGNAL), "sendmsg(listener)");
-    close(listener);
-}
-
 static void system_calls(void)
 {
     if (child_announces)
-        send_listener(load_filter_with_listener(child_filter));
+        must(send_listener(GO_FD, load_filter_with_listener(child_filter)), "sendmsg(listener)");
     else
         load_filter(child_filter);
 }
