@@ -432,6 +432,20 @@ CASES: Final[tuple[Case, ...]] = (
             refused((uid, pid), a.sendmsg, [b"x"], [(socket.SOL_SOCKET, 2, data)], by=("EPERM", "EINVAL"))
         """,
     ),
+    python(
+        "G17.getsockopt",
+        "a socket gives no descriptor of a process and maps no page of the kernel's",
+        """
+        import ctypes, socket
+        a, b = socket.socketpair()
+        server = socket.create_server(("127.0.0.1", 0))
+        one = socket.create_connection(server.getsockname())
+        refused("SO_PEERPIDFD", a.getsockopt, 1, 77, 4, by=("ENOPROTOOPT",))
+        refused("TCP_ZEROCOPY_RECEIVE", one.getsockopt, 6, 35, 64, by=("ENOPROTOOPT",))
+        works("SO_PEERCRED", a.getsockopt, 1, 17, 12)
+        works("TCP_INFO", one.getsockopt, 6, 11, 104)
+        """,
+    ),
     Call(
         id="H18.locks",
         title="locks on files that all jobs see end with their job",
