@@ -540,11 +540,9 @@ class Hierarchy:
         """The cap of all jobs together, and what they use of it, without files' caches."""
         v1 = self.version == 1
         directory = self._tops["memory" if v1 else "unified"].child("jobs").directory
-        cap = Path(directory, "memory.limit_in_bytes" if v1 else "memory.max").read_text().strip()
+        cap = _read(f"{directory}/{'memory.limit_in_bytes' if v1 else 'memory.max'}").strip()
         used = f"{directory}/{'memory.usage_in_bytes' if v1 else 'memory.current'}"
-        stat = dict(
-            line.split() for line in Path(directory, "memory.stat").read_text().splitlines()
-        )
+        stat = dict(line.split() for line in _read(f"{directory}/memory.stat").splitlines())
         prefix = "total_" if v1 else ""
         # The kernel takes these back when it must. A tmpfs is on the other lists.
         cached = sum(int(stat[f"{prefix}{list_}_file"]) for list_ in ("active", "inactive"))
@@ -788,6 +786,12 @@ def _write(path: str, text: str) -> None:
         raise
     finally:
         os.close(fd)
+
+
+def _read(path: str) -> str:
+    """Without a Path, for what is read all the time: see ``supplies``."""
+    with open(path, encoding="ascii") as file:
+        return file.read()
 
 
 def _read_number(path: str) -> int:
