@@ -30,6 +30,10 @@ struct launch {
    by exec, but for the ambient ones. The init gives them up when its boot is done. */
 static int keep_capabilities(void)
 {
+    /* mounts and names, ids, the bounding set, the loopback device. Each costs a copy of the
+       credentials, so not all of them. */
+    static const int needed[] = {CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_SETPCAP,
+                                 CAP_NET_ADMIN};
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
     if (syscall(SYS_capget, &header, sets))
@@ -38,9 +42,8 @@ static int keep_capabilities(void)
         sets[i].inheritable = sets[i].permitted;
     if (syscall(SYS_capset, &header, sets))
         return -1;
-    for (unsigned n = 0; n < 64; n++)
-        if (sets[n / 32].permitted >> n % 32 & 1 &&
-            prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, n, 0, 0))
+    for (unsigned i = 0; i < sizeof needed / sizeof *needed; i++)
+        if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, needed[i], 0, 0))
             return -1;
     return 0;
 }
