@@ -74,6 +74,7 @@ UNPACK_S: Final = 60.0  # PID 1 gives unpacking so long
 WATCHDOG_MARGIN_S: Final = 30.0  # http's own watchdog comes first
 WATCHDOG_PERIOD_S: Final = 10.0
 PRESSURE_PERIOD_S: Final = 1.0
+IDLE_PERIOD_S: Final = 5.0  # of the same look, while no job runs: an idle node sleeps
 MEMORY_FRESH_S: Final = 0.2
 REPORT_EVERY_S: Final = 0.02  # a job changes the pool four times; nobody needs them all
 
@@ -809,6 +810,11 @@ class Manager:
         if zygote.state is State.LEASED:
             # It may have got a job and run it: what http said of that is in its socket.
             self.hear_http()
+        elif zygote.state is State.BOOTING:
+            # Its last word, which says why, may still be in the spawner's socket.
+            spawner = self.spawners.get(zygote.kind.environment)
+            while spawner and self._on_spawner(spawner):
+                pass
         before = zygote.state
         self._advance(zygote, Event.EXITED)
         if before is State.LEASED and zygote.leased:
@@ -889,17 +895,25 @@ class Manager:
         """Whether there is memory for one more job; http hears when that changes."""
         if self.stopping:
             return
-        self.loop.call_later(PRESSURE_PERIOD_S, self._look_at_host)
+        before = self.pressure.reason
+        now = self._judge()
+        if now or before or self.records() != self._records_told:
+            self.report()
+        low = self._memory[1].available_share < policy.LOW_SHARE
+        watch = bool(now) or low or self.counts[State.BUSY] > 0
+        self.loop.call_later(PRESSURE_PERIOD_S if watch else IDLE_PERIOD_S, self._look_at_host)
+        if low:
+            for kind in self.kinds:
+                if kind.shrink is None:
+                    self._look_for_surplus(kind)
+
+    def _judge(self) -> str:
+        """Why new jobs are refused now, or "": at each report, too, so with each job."""
         before = self.pressure.reason
         now = self.pressure.judge(self._look_at_memory())
         if bool(now) != bool(before):
             log.warning("new jobs are refused: %s" if now else "new jobs are taken again%s", now)
-        if now or before or self.records() != self._records_told:
-            self.report()
-        if self._memory[1].available_share < policy.LOW_SHARE:
-            for kind in self.kinds:
-                if kind.shrink is None:
-                    self._look_for_surplus(kind)
+        return now
 
     def _look_at_memory(self) -> HostMemory:
         """What there is, a moment ago at most: a look costs as much as a message to http."""
@@ -928,7 +942,7 @@ class Manager:
                 busy=self.counts[State.BUSY],
                 capacity=self.config.pool.capacity,
                 fault=self.fault[:4096],
-                pressure=self.pressure.reason,
+                pressure=self._judge(),
                 memory_available_bytes=self._look_at_memory().available_bytes,
                 records=self._records_told,
                 kinds=tuple(self._state_of(kind) for kind in self.kinds),

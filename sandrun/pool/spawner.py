@@ -8,8 +8,9 @@ of a job. Its life:
    namespace of its own and moves into it (:data:`PREPARE_STEPS`).
 2. It enters a user namespace *O* that holds 65,536 ids of the host, none of them
    root's. From then on it owns sandboxes and nothing of the host.
-3. For each ``Spawn`` it clones a PID 1 in new user, pid, mount, net, ipc and uts
-   namespaces (children of O), maps the sandbox's two ids, and goes on. PID 1
+3. For each ``Spawn`` it clones a PID 1 in new user, pid, mount, ipc and uts
+   namespaces (children of O) and in a network without anything (``networks.py``),
+   maps the sandbox's two ids, and goes on. PID 1
    boots by itself (``zygote/boot.py``) and reports to the supervisor over the
    same socket.
 
@@ -46,7 +47,8 @@ from sandrun.messages import (
 from sandrun.pool import assist, mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
-from sandrun.pool.native.launcher import NAMESPACES, Launcher, order_of
+from sandrun.pool.native.launcher import NEW_NAMESPACES, Launcher, order_of
+from sandrun.pool.networks import Networks
 from sandrun.pool.templates import Templates
 from sandrun.pool.zygote import boot, child
 
@@ -375,6 +377,7 @@ def spawn(
     plan: boot.Plan,
     order: Spawn,
     fds: list[int],
+    networks: Networks,
     template: socket.socket | None = None,
     launcher: Launcher | None = None,
 ) -> None:
@@ -387,14 +390,16 @@ def spawn(
         if launcher:
             word = order_of(order)
             gate, warm = theirs.fileno(), template.fileno() if template else -1
-            pid, failed = launcher.start(channel.fileno(), gate, fds, warm)
+            network = networks.of(order.slot)
+            pid, failed = launcher.start(channel.fileno(), gate, fds, warm, network)
         else:
-            pid = libc.clone(NAMESPACES | CLONE.PARENT, signal.SIGCHLD)
-    except OSError as error:
+            pid = _clone(networks, order.slot)
+    except (OSError, SetupError) as error:
         ours.close()
         theirs.close()
+        step = error.step if isinstance(error, SetupError) else "clone"
         channel.send(
-            BootFailed(zygote=order.zygote, step="clone", errno=error.errno or 0, detail=str(error))
+            BootFailed(zygote=order.zygote, step=step, errno=error.errno or 0, detail=str(error))
         )
         return
     if pid == 0:
@@ -419,12 +424,26 @@ def spawn(
         ours.close()
 
 
-def prepare_root(prepare: Prepare, native: list[int]) -> Launcher | None:
+def _clone(networks: Networks, slot: int) -> int:
+    networks.enter(slot)
+    pid = -1
+    try:
+        pid = libc.clone(NEW_NAMESPACES | CLONE.PARENT, signal.SIGCHLD)
+    finally:
+        if pid:
+            networks.leave()
+        else:  # PID 1 stays there
+            networks.close()
+    return pid
+
+
+def prepare_root(prepare: Prepare, native: list[int]) -> tuple[Launcher | None, Networks]:
     """Steps 1 and 2. Raises :class:`SetupError` naming the step.
 
     ``native``: the compiled PID 1 and its library; then there is a launcher for it.
     """
     launchers: list[Launcher] = []
+    networks: list[Networks] = []
 
     def load_native() -> None:
         if prepare.native:
@@ -439,12 +458,13 @@ def prepare_root(prepare: Prepare, native: list[int]) -> Launcher | None:
         ("load_native", load_native),
         ("move_in", move_in),
         ("user_namespace", lambda: _enter_user_namespace(prepare.uid_base)),
+        ("network", lambda: networks.append(Networks())),
     ):
         try:
             step()
         except OSError as error:
             raise SetupError(name, error.errno or 0, str(error)) from error
-    return launchers[0] if launchers else None
+    return launchers[0] if launchers else None, networks[0]
 
 
 def main() -> None:
@@ -462,7 +482,7 @@ def main() -> None:
     if not isinstance(message, Prepare):
         raise SystemExit("expected Prepare")
     try:
-        launcher = prepare_root(message, native)
+        launcher, networks = prepare_root(message, native)
     except SetupError as error:
         channel.send(BootFailed(zygote=0, step=error.step, errno=error.errno, detail=str(error)))
         raise SystemExit(1) from error
@@ -483,12 +503,13 @@ def main() -> None:
         launcher.set_plan(plan)
         assistant = assist.start(launcher.assist, plan)
     channel.send(SpawnerReady(interpreters=interpreters))
-    serve(channel, plan, templates, launcher, assistant)
+    serve(channel, plan, networks, templates, launcher, assistant)
 
 
 def serve(
     channel: Channel[FromSpawner, ToSpawner],
     plan: boot.Plan,
+    networks: Networks,
     templates: Templates | None,
     launcher: Launcher | None,
     assistant: int,
@@ -519,7 +540,7 @@ def serve(
                 return
             try:
                 if isinstance(order, Spawn):
-                    _spawn_warm(channel, plan, order, fds, templates, launcher)
+                    _spawn_warm(channel, plan, order, fds, networks, templates, launcher)
             finally:
                 close_all(fds)
 
@@ -529,18 +550,19 @@ def _spawn_warm(
     plan: boot.Plan,
     order: Spawn,
     fds: list[int],
+    networks: Networks,
     templates: Templates | None,
     launcher: Launcher | None,
 ) -> None:
     if order.mode != "fork" or templates is None:
-        spawn(channel, plan, order, fds, launcher=launcher)
+        spawn(channel, plan, order, fds, networks, launcher=launcher)
         return
     template = templates.take(time.monotonic())
     if template is None:
         fault = templates.fault or "it is still starting"
         channel.send(BootFailed(zygote=order.zygote, step="template", detail=f"template: {fault}"))
         return
-    spawn(channel, plan, order, fds, template.socket, launcher)
+    spawn(channel, plan, order, fds, networks, template.socket, launcher)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ SANDRUN_FAULTS for this and get the mapping's descriptor.
 from __future__ import annotations
 
 import errno
+import itertools
 import mmap
 import os
 import sys
@@ -108,12 +109,13 @@ def serve(path, init, argv):
 
 def spawner(path, fd):
     """The ordinary spawner, with steps that may fail."""
-    from sandrun.pool import mounts
+    from sandrun.pool import mounts, networks
     from sandrun.pool import spawner as real
     from sandrun.pool.linux import libc
     from sandrun.pool.zygote import boot, child
 
     control = Control(path)
+    numbers = itertools.count()
     boot.BOOT_STEPS = control.wrap_all("boot", boot.BOOT_STEPS)
     child.PARKED_STEPS = control.wrap_all("parked", child.PARKED_STEPS)
     child.LATE_STEPS = control.wrap_all("late", child.LATE_STEPS)
@@ -121,6 +123,8 @@ def spawner(path, fd):
         setattr(real, name, control.wrap("prepare", getattr(real, name)))
     real.write_id_maps = once_prepared(control, real.write_id_maps)
     libc.clone = control.wrap("spawn", libc.clone, "clone")
+    networks.raise_loopback = control.wrap("spawn", networks.raise_loopback, "network")
+    networks._shown = lambda: b"%d" % next(numbers)  # none is used again: each is raised
     give_seam(control, path)
     give_templates_seam(path)
     template_fault = [name for _, place, name in control.faults if place == "template"]
@@ -163,9 +167,9 @@ def give_seam(control, path):
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     start = Launcher.start
 
-    def start_with_seam(self, channel, gate, order_fds, template):
+    def start_with_seam(self, channel, gate, order_fds, template, network):
         control.meet("spawn", "clone")
-        return start(self, channel, gate, [*order_fds, fd], template)
+        return start(self, channel, gate, [*order_fds, fd], template, network)
 
     Launcher.start = start_with_seam
     # Those of its children that are Python's have one step of another name.

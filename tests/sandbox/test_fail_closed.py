@@ -220,7 +220,7 @@ def test_both_have_the_same_steps_but_for_their_own_beginnings():
 # ── a step fails ─────────────────────────────────────────────────────────────
 
 
-SPAWN = [(init, "spawn", step) for init in INITS for step in ("clone", "id_maps")]
+SPAWN = [(init, "spawn", step) for init in INITS for step in ("network", "clone", "id_maps")]
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ UNSEEN = {
     ("boot", "wake_ups"): "PID 1 then does not hear of its child's end; the wall limit does",
     ("boot", "quiet_descriptors"): "PID 1's own; the job's three are pipes",
     ("boot", "names"): "a host name and a label for ps",
-    ("boot", "loopback"): "the job then cannot even reach itself",
+    ("boot", "loopback"): "it is a look: the spawner has raised it",
     ("boot", "work_directory"): "PID 1 cannot go on without the descriptor",
     ("boot", "park"): "there is nothing to attest without it",
     ("boot", "cgroup_namespace"): "PID 1's own view of its group",

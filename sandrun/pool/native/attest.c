@@ -91,7 +91,8 @@ static void expect_namespaces(pid_t pid)
         must(readlink(path, its, sizeof its - 1), path);
         snprintf(path, sizeof path, "/proc/self/ns/%s", names[i]);
         must(readlink(path, ours, sizeof ours - 1), path);
-        /* Ours are new: clone() would have failed otherwise. */
+        /* Ours are new (clone() would have failed otherwise); the network may be one that
+           is as good as new: expect_network(). */
         if (strcmp(its, ours))
             fail(0, "namespace %s is '%s', not '%s'", names[i], its, ours);
     }
@@ -215,6 +216,22 @@ static void expect_mounts(void)
         fail(0, "/proc shows more than processes");
 }
 
+/* There is lo, nothing has passed it, and nothing else is there. */
+static void expect_network(void)
+{
+    char text[4096];
+    read_file("/proc/self/net/dev", text, sizeof text);
+    char *line = strchr(text, '\n'), *counters;
+    line = line ? strchr(line + 1, '\n') : NULL; /* two of headings */
+    line = line ? line + 1 + strspn(line + 1, " ") : text;
+    size_t size = strcspn(line, "\n");
+    if (strncmp(line, "lo:", 3) || line[size] != '\n' || line[size + 1])
+        fail(0, "the network is '%s'", line);
+    counters = line + 3;
+    if (strspn(counters, " 0") != size - 3)
+        fail(0, "something has passed lo: '%.*s'", (int)size, line);
+}
+
 void attest_job(pid_t pid)
 {
     char path[64], status[8192], ids[64];
@@ -236,6 +253,7 @@ void attest_job(pid_t pid)
     expect_session(pid);
     expect_limits(pid);
     expect_mounts();
+    expect_network();
 }
 
 void attest_self(void)

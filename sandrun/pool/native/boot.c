@@ -99,8 +99,8 @@ static void loopback(void)
     struct ifreq request = {.ifr_name = "lo"};
     int fd = (int)must(socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), "socket");
     must(ioctl(fd, SIOCGIFFLAGS, &request), "ioctl(SIOCGIFFLAGS)");
-    request.ifr_flags |= IFF_UP;
-    must(ioctl(fd, SIOCSIFFLAGS, &request), "ioctl(SIOCSIFFLAGS)");
+    if (!(request.ifr_flags & IFF_UP))
+        fail(ENETDOWN, "lo is not up");
     close(fd);
 }
 

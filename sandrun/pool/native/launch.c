@@ -30,10 +30,9 @@ struct launch {
    by exec, but for the ambient ones. The init gives them up when its boot is done. */
 static int keep_capabilities(void)
 {
-    /* mounts and names, ids, the bounding set, the loopback device. Each costs a copy of the
-       credentials, so not all of them. */
-    static const int needed[] = {CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_SETPCAP,
-                                 CAP_NET_ADMIN};
+    /* mounts and names, ids, the bounding set. Each costs a copy of the credentials, so not
+       all of them. */
+    static const int needed[] = {CAP_SYS_ADMIN, CAP_SETUID, CAP_SETGID, CAP_SETPCAP};
     struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
     struct __user_cap_data_struct sets[2];
     if (syscall(SYS_capget, &header, sets))

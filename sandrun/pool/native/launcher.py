@@ -14,11 +14,13 @@ import msgspec
 from sandrun.messages import Spawn
 from sandrun.pool import mounts
 from sandrun.pool.linux.constants import CLONE
+from sandrun.pool.networks import Inside
 from sandrun.pool.zygote import attest, boot, child
 
-NAMESPACES: Final = (
-    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWNET | CLONE.NEWIPC | CLONE.NEWUTS
+NEW_NAMESPACES: Final = (  # and the network, which the spawner has ready: networks.py
+    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS
 )
+NAMESPACES: Final = NEW_NAMESPACES | CLONE.NEWNET
 _DOORS: Final = ("python3", "node")  # interpreters that have a warm script
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PLACE: Final = "/run/sandrun/init"  # for a moment, below the root that is being built
@@ -51,9 +53,11 @@ class Launcher:
         self._plan = fd
 
     def start(
-        self, channel: int, gate: int, order_fds: list[int], template: int
+        self, channel: int, gate: int, order_fds: list[int], template: int, network: Inside
     ) -> tuple[int, int]:
         """Clone a PID 1 that waits at ``gate`` for its order: its pid, and an errno.
+
+        ``network``: while it is cloned, we are in its network.
 
         The errno is not 0 if there is a process and it could not become the init.
         ``order_fds``: those of :class:`Spawn`. Raises OSError.
@@ -66,9 +70,9 @@ class Launcher:
                 *control,
             )  # fmt: skip
             array = (ctypes.c_int * len(fds))(*fds)
-            pid = self._launch(
-                array, len(fds), self._program, int(NAMESPACES) | signal.SIGCHLD, self._failed_at
-            )
+            flags = int(NEW_NAMESPACES) | signal.SIGCHLD
+            with network:  # the sockets above are not in it
+                pid = self._launch(array, len(fds), self._program, flags, self._failed_at)
             if pid > 0:
                 socket.send_fds(self._assistant, [b"+"], [answer.fileno()])
         if pid < 0:

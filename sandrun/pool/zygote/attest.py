@@ -77,7 +77,8 @@ def job_process(pid: int, limits: Iterable[tuple[int, int, int]], in_group: int)
     if fds != [0, 1, 2, 3]:
         raise SetupError(step, 0, f"descriptors {fds} are open")
     for name in ("pid", "mnt", "net", "ipc", "uts", "user"):
-        # The same as ours, and ours are new: clone() would have failed otherwise.
+        # The same as ours, and ours are new (clone() would have failed otherwise); the
+        # network may be one that is as good as new: _network().
         _expect(
             step,
             f"namespace {name}",
@@ -92,6 +93,16 @@ def job_process(pid: int, limits: Iterable[tuple[int, int, int]], in_group: int)
         _expect(step, "session", file.read().rpartition(")")[2].split()[3], str(pid))
     _limits(step, pid, limits)
     _mounts(step)
+    _network(step)
+
+
+def _network(step: str) -> None:
+    """There is ``lo``, nothing has passed it, and nothing else is there."""
+    with open("/proc/self/net/dev", encoding="utf-8") as file:
+        lines = file.read().splitlines()[2:]  # two of headings
+    name, _, counters = lines[0].partition(":")
+    if len(lines) != 1 or name.strip() != "lo" or any(int(word) for word in counters.split()):
+        raise SetupError(step, 0, f"the network is {lines!r}")
 
 
 def _limits(step: str, pid: int, wanted: Iterable[tuple[int, int, int]]) -> None:

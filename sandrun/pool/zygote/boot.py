@@ -13,12 +13,11 @@ errno, and nothing of any job has been near this sandbox.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
 import resource
 import signal
 import socket
-import struct
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -36,7 +35,7 @@ from sandrun.messages import (
     Spawn,
     ToSpawner,
 )
-from sandrun.pool import mounts
+from sandrun.pool import mounts, networks
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import (
     CLONE,
@@ -48,10 +47,6 @@ from sandrun.pool.linux.constants import (
 )
 from sandrun.pool.zygote import attest, child, serve
 from sandrun.pool.zygote.group import GroupFiles
-
-_SIOCGIFFLAGS: Final = 0x8913
-_SIOCSIFFLAGS: Final = 0x8914
-_IFF_UP: Final = 1
 
 _READ: Final = LandlockFs.READ_FILE | LandlockFs.READ_DIR | LandlockFs.EXECUTE
 _WRITE: Final = (
@@ -187,10 +182,9 @@ def _names(_: Boot) -> None:
 
 
 def _loopback(_: Boot) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        request = struct.pack("16sH14x", b"lo", 0)
-        flags = struct.unpack("16sH14x", fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", flags | _IFF_UP))
+    """The spawner has raised it: a sandbox has no power over its network."""
+    if not networks.is_loopback_up():
+        raise SetupError("loopback", errno.ENETDOWN, "lo is not up")
 
 
 def _work_directory(b: Boot) -> None:
