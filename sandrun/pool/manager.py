@@ -747,7 +747,8 @@ class Manager:
         zygote = self.zygotes.get(zygote_id)
         if zygote and zygote.pidfd >= 0:
             self._advance(zygote, Event.KILLED)
-            signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just been reaped: _on_exit
+                signal.pidfd_send_signal(zygote.pidfd, signal.SIGKILL)
 
     def resize(self, zygote_id: int, storage_bytes: int) -> None:
         """Another storage size for a zygote whose job is about to be dispatched.
