@@ -247,9 +247,9 @@ def _is_init(pid: int) -> bool:
 
 
 def _descriptors(pid: int) -> int:
-    """But for those of control groups, which are kept open for their next sandbox."""
-    group_files = ("/sys/fs/cgroup", "anon_inode:[eventfd]")  # v1 tells of a full memory so
-    return sum(not link.startswith(group_files) for link in _links(pid))
+    """But for those of control groups and networks, which are kept for their next sandbox."""
+    kept = ("/sys/fs/cgroup", "anon_inode:[eventfd]", "net:[")  # v1 tells of a full memory so
+    return sum(not link.startswith(kept) for link in _links(pid))
 
 
 def _rss_mib(pid: int) -> int:
