@@ -583,6 +583,15 @@ def _own_fds(config: Config) -> int:
     return 256 + ZYGOTE_FDS * zygotes
 
 
+def ignore_no_signals() -> None:
+    """What a shell script puts into the background has SIGINT and SIGQUIT ignored, and
+    others may have more: jobs would inherit it, and without SIGCHLD we could not wait.
+    """
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def serve(
     config: Config,
     announce: Callable[[tuple[str, ...]], None],
@@ -599,6 +608,8 @@ def serve(
 
     if os.geteuid() != 0:
         raise HostError("sandrun must be started as root", "use sudo python -m sandrun")
+
+    ignore_no_signals()
 
     async def main() -> int:
         node = Supervisor(config, announce, directories or {}, environments, reload, supplies)

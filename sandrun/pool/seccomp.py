@@ -57,7 +57,7 @@ aborts: pass addresses and sockets, not names). Certificates are read before; ss
 takes paths only, so a new certificate means a new http process.
 
 Measured (x86-64, Linux 6.18; instructions counted by the tests' interpreter):
-* size: default 312, compute 241, zygote 323, http 252 instructions (the design's trial
+* size: default 312, warm 318, compute 241, zygote 323, http 252 instructions (the trial
   of the job's policy had 580); made in 5 ms, once per process and policy;
 * per call in default: read, write, munmap 8, mmap 11, futex 13 or 14, clone 14,
   fcntl 13 to 16, ioctl 14, socket 13 to 19 (the trial: read 13, mmap 19, clone 23,

@@ -247,3 +247,20 @@ def test_clear_text_beyond_loopback_is_refused_with_the_cure():
     )
     assert result.returncode == 78
     assert "tls_cert" in result.stderr
+
+
+@pytest.mark.parametrize("init", ["native", "python"])
+def test_signals_that_the_server_was_told_to_ignore_are_not_ignored_in_jobs(init):
+    """As a shell does for what it puts into the background."""
+    start = (
+        "import runpy, signal\n"
+        "for number in (2, 3, 10, 17, 34): signal.signal(number, signal.SIG_IGN)\n"
+        "runpy.run_module('sandrun', run_name='__main__')"
+    )
+    config = f'{servers.NO_RATE_LIMIT}\n[pool]\ninit = "{init}"\n'
+    with servers.running(config, program=("-c", start)) as server:
+        for mode in ({"main.py": "print(open('/proc/self/status').read())"}, {"main.sh": "cat /proc/self/status"}):
+            name = next(iter(mode))
+            answer = server.run(mode, manifest={"entrypoint": name})
+            ignored = int(answer["stdout"].split("SigIgn:")[1].split()[0], 16)
+            assert not ignored & ~(1 << 12 | 1 << 24), (name, hex(ignored))  # Python's own two
