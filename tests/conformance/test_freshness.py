@@ -30,6 +30,11 @@ next(tempfile._get_candidate_names())
 if "numpy" in sys.modules:
     import numpy.random
     numpy.random.rand()
+    chance, seeded = numpy.random.default_rng(), numpy.random.default_rng(7)
+    sequence, old = numpy.random.SeedSequence(), numpy.random.RandomState()
+    child = numpy.random.Generator(numpy.random.Philox(sequence.spawn(1)[0]))
+    chance.normal(), old.normal(), child.normal()  # of pairs: the second is kept
+    old_seeded = numpy.random.RandomState(7)
 """
 DRAW = """\
 import drawn, multiprocessing, os, random, secrets, ssl, sys, tempfile, uuid
@@ -45,6 +50,11 @@ if "numpy" in sys.modules:
     import numpy
     print(numpy.random.rand())
     print(numpy.random.default_rng().random())
+    print(drawn.chance.random())
+    print(drawn.chance.bit_generator._seed_seq.spawn(1)[0].generate_state(4))
+    print(drawn.sequence.generate_state(4), drawn.sequence.spawn(1)[0].generate_state(4))
+    print(drawn.old.normal())
+    print(drawn.child.normal())
 """
 SHARED = "import os; print(id(object)); print(hash('text')); print(open('/proc/self/maps').read())"
 
@@ -133,7 +143,14 @@ def test_two_forks_with_equal_pids_never_draw_the_same(used_bench: harness.Bench
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make namespaces")
 def test_what_a_library_has_seeded_itself_stays_as_it_is(used_bench: harness.Bench) -> None:
-    source = b"import drawn; print(drawn.fixed.random(), drawn.mended.random())"
+    source = b"""import drawn, sys; print(drawn.fixed.random(), drawn.mended.random())
+if "numpy" in sys.modules:
+    import numpy.random, secrets
+    assert drawn.seeded.random() == numpy.random.default_rng(7).random()
+    assert drawn.old_seeded.random() == numpy.random.RandomState(7).random()
+    assert secrets.randbits.__qualname__ == "SystemRandom.getrandbits", secrets.randbits
+    assert numpy.random.bit_generator.randbits == secrets.randbits
+"""
     case = harness.Case(source, env={"PYTHONPATH": used_bench.extra_path})
     first = random.Random(7).random()
     template = harness.Template(used_bench)
