@@ -51,6 +51,11 @@ closed, and the kernel zeroes a page before anybody sees it again. We overwrite
 nothing ourselves: the larger part, the job's own memory, is out of our reach, so it
 would promise what only ``init_on_free=1`` keeps (the doctor and ``/privacy`` tell).
 
+What a job can take from the host: processor time, memory and disk reads up to limits that
+hold for all jobs together (``cgroup.py``). Reads from what is no disk of the host's, a
+network file system say, have none, and where the host has no control group for disks the
+doctor says so.
+
 What jobs that want to can still tell each other, or notice of the host: load and free
 memory by sysinfo(2) and by timing; which shared files were read lately, by timing; how
 full the file system of ``/usr`` is; how many TCP connections there are and what their

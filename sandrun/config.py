@@ -59,6 +59,7 @@ class Pool(_Section, frozen=True):
     ready_max: Positive = 32  # ceiling of a kind under load
     capacity: Positive = 64  # sandboxes with a job at once
     cpus: Annotated[float, msgspec.Meta(gt=0)] = 2.0  # CPU ceiling of one job
+    disk_read_mb: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)] = 100  # MiB/s of all; 0: any
     uid_base: Annotated[int, msgspec.Meta(ge=65_536, le=2_000_000_000)] = 1_879_048_192
     waive: tuple[Layer, ...] = ()  # isolation layers to do without
     init: Literal["auto", "native", "python"] = "auto"  # what PID 1 of a sandbox is written in

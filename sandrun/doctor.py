@@ -146,14 +146,17 @@ def _real_group(hierarchy_class: type[Hierarchy]) -> Probe:
         group = hierarchy.create_slot(0)
         names = group.control_files()[0]
         group.destroy()
-        where = str(hierarchy)
+        where, disks = str(hierarchy), ", ".join(hierarchy.limited_disks)
     except (OSError, HostError) as error:
         return _probe("cgroup_groups", str(error))
     finally:
         gone = hierarchy.destroy()
     if not gone:
         return _probe("cgroup_groups", "a group of ours could not be removed")
-    return dataclasses.replace(_probe("cgroup_groups", ""), detail=f"{where}, {len(names)} files")
+    detail = f"{where}, {len(names)} files"
+    if disks:
+        detail += f", disk reads limited on {disks}"
+    return dataclasses.replace(_probe("cgroup_groups", ""), detail=detail)
 
 
 def _probe(name: str, cause: str, cure: str = "") -> Probe:

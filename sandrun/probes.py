@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from sandrun.errors import HostError
 from sandrun.pool.cgroup_layout import CONTROLLERS, Layout, find
+from sandrun.pool.disks import disks
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import (
     CLONE,
@@ -49,7 +50,7 @@ Status = Literal["ok", "missing", "optional_missing"]
 
 UID_BASE: Final = 1_879_048_192  # the config's default
 OUTER_IDS: Final = 65_536  # ids of one spawner's user namespace
-FDS_PER_SANDBOX: Final = 20  # control files, socket, log, outputs, process descriptor
+FDS_PER_SANDBOX: Final = 21  # control files, socket, log, outputs, process descriptor
 _PLACE: Final = "/tmp"  # covered by a mount in a namespace of the probe's own
 
 
@@ -68,6 +69,7 @@ class Needs:
 
     uid_base: int = UID_BASE
     descriptors: int = 16_384
+    disk_read_mb: int = 100
 
     @classmethod
     def of(cls, config: Config | None) -> Needs:
@@ -76,7 +78,7 @@ class Needs:
             return cls()
         sandboxes = config.pool.capacity + config.pool.ready_max
         descriptors = config.http.max_connections + FDS_PER_SANDBOX * sandboxes + 1024
-        return cls(config.pool.uid_base, descriptors)
+        return cls(config.pool.uid_base, descriptors, config.pool.disk_read_mb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +357,9 @@ def cgroup(_: Needs) -> str:
     """The controllers are there and can be handed to groups of ours. Makes nothing."""
     layout = own_layout()
     if layout.version == 1:
-        for directory in set(layout.directories.values()):
-            _expect_writable(directory)
+        for name, directory in layout.directories.items():
+            if name != "blkio":  # see disk_reads
+                _expect_writable(directory)
         return f"v1{' with v2 beside it' if layout.companion else ''}: {', '.join(CONTROLLERS)}"
     own, ceiling = layout.directories["unified"], layout.ceilings["unified"]
     lacking = set(CONTROLLERS) - _words(f"{own}/cgroup.controllers")
@@ -455,7 +458,18 @@ def _swap_accounted(own: str) -> bool:
 
 def network_buffers(_: Needs) -> str:
     """Whether jobs can take from everybody what the kernel has for TCP on the whole host."""
-    if own_layout().version == 1:  # see Hierarchy._cap_sockets
+    if any("nosocket" in word for word in _told("cgroup.memory")):
+        raise Missing(
+            "the kernel was told not to count network buffers, and jobs can hold all it has",
+            "boot without cgroup.memory=nosocket",
+        )
+    layout = own_layout()
+    if layout.version == 1:  # see Hierarchy._cap_sockets
+        if not os.path.exists(f"{layout.directories['memory']}/memory.kmem.tcp.limit_in_bytes"):
+            raise Missing(
+                "the kernel counts them for nobody: jobs can hold all that TCP has on this host",
+                "a kernel with CONFIG_MEMCG_KMEM, or cgroup v2",
+            )
         return "limited for each job, and for all of them together"
     tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem").read_text()
     pages = os.sysconf("SC_PHYS_PAGES")
@@ -478,6 +492,38 @@ def larger_tcp_mem(tcp_mem: str, pages: int) -> str:
     return f"sysctl -w net.ipv4.tcp_mem='{pages // 2} {pages * 3 // 4} {pages}'"
 
 
+def disk_reads(needs: Needs) -> str:
+    """Whether jobs that read /usr in a circle leave the disk to others."""
+    if not needs.disk_read_mb:
+        raise Missing(
+            "[pool] disk_read_mb is 0: jobs read as fast as the disks are",
+            "a rate that leaves the host its part, such as 100",
+        )
+    found = disks()
+    if not found:
+        raise Missing("there is no disk here; what /usr comes from has no such limit")
+    layout = own_layout()
+    if layout.version == 1:
+        _expect_throttle(layout.directories.get("blkio"))
+    else:
+        own, ceiling = layout.directories["unified"], layout.ceilings["unified"]
+        above = (_words(f"{place}/cgroup.subtree_control") for place in _above(own, ceiling))
+        if "io" not in _words(f"{own}/cgroup.controllers") and not any("io" in a for a in above):
+            raise Missing(f"the io controller is not handed on to {own}")
+    return f"{needs.disk_read_mb} MiB/s for all jobs together, of {', '.join(found)}"
+
+
+def _expect_throttle(own: str | None) -> None:
+    if own is None:
+        raise Missing(
+            "cgroup controller blkio is not mounted by itself",
+            "mount -t cgroup -o blkio cgroup /sys/fs/cgroup/blkio",
+        )
+    _expect_writable(own)
+    if not os.path.exists(f"{own}/blkio.throttle.read_bps_device"):
+        raise Missing("the kernel cannot limit them", "a kernel with CONFIG_BLK_DEV_THROTTLING")
+
+
 def core_dumps(_: Needs) -> str:
     """Where a crash would write memory to. Jobs have RLIMIT_CORE 1, which stops both kinds."""
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
@@ -487,15 +533,19 @@ def core_dumps(_: Needs) -> str:
 
 def init_on_free(_: Needs) -> str:
     """Whether the kernel overwrites memory when it is freed."""
-    words = Path("/proc/cmdline").read_text().split()
-    setting = [word for word in words if word.startswith("init_on_free=")]
-    if setting:
-        on = setting[-1].partition("=")[2] in ("1", "on", "y", "Y")
+    if setting := _told("init_on_free"):
+        on = setting[-1] in ("1", "on", "y", "Y")
     else:
         on = "CONFIG_INIT_ON_FREE_DEFAULT_ON=y" in _kernel_config()
     if not on:
         raise Missing("the kernel does not overwrite freed memory")
     return "freed memory is overwritten"
+
+
+def _told(name: str) -> list[str]:
+    """The values of a parameter that the kernel was booted with."""
+    words = (word.partition("=") for word in Path("/proc/cmdline").read_text().split())
+    return [value for key, _, value in words if key == name]
 
 
 def _kernel_config() -> str:
@@ -579,6 +629,7 @@ READ_ONLY: Final = (
         "a larger net.ipv4.tcp_mem",
         mandatory=False,
     ),
+    Check("disk_reads", "limits", disk_reads, _DELEGATE, mandatory=False),
     Check("swap", "memory", swap, "swapoff -a, or boot with cgroup v2"),
     Check(
         "core_dumps", "memory", core_dumps, "sysctl -w kernel.core_pattern=core", mandatory=False

@@ -84,7 +84,7 @@ log = logging.getLogger(__name__)
 
 HTTP_UID_OFFSET: Final = -1  # http runs under the id below the sandboxes' range
 _BACKLOG: Final = 1024
-ZYGOTE_FDS: Final = 21
+ZYGOTE_FDS: Final = 22
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
 STANDBY_DELAY_S: Final = 1.0  # the one that has just taken over has work to do
 SERVED_DELAY_MAX_S: Final = 1.0  # between restarts of an http that served and died young
@@ -176,12 +176,15 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 21
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 22
         self.store = Store(max(64, most - _own_fds(self.config)), self._on_store_state)
         probes = doctor.probe_all(self.config)
         doctor.refuse_or_pass(probes, self.config.pool.waive)
         available = {probe.name: probe.status == "ok" for probe in probes}
-        hierarchy = Hierarchy.detect(self.config.limits.defaults, self.config.pool.cpus)
+        pool = self.config.pool
+        hierarchy = Hierarchy.detect(
+            self.config.limits.defaults, pool.cpus, pool.disk_read_mb * 1024 * 1024
+        )
         for name in hierarchy.sweep_stale():
             log.info("removed what a killed server had left: %s", name)
         addresses = [self.config.http.listen]

@@ -5,7 +5,7 @@
     <the group we were started in>
     └── sandrun-<pid>-<start time>     all of ours; swap is off from here on down
         ├── service                    supervisor, http, spawners, every PID 1
-        └── jobs                       caps of all jobs together
+        └── jobs                       caps of all jobs together, of disk reads too
             ├── 0                      one job's processes, its tmpfs pages, its limits
             └── 1 …
 
@@ -53,12 +53,14 @@ from cgroupspy.nodes import Node  # type: ignore[import-untyped]
 from sandrun.errors import HostError, SetupError
 from sandrun.job import MIB, Limits
 from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
+from sandrun.pool.disks import disks, readings
 
 CPU_PERIOD_US: Final = 100_000  # the kernel's default
 SERVICE_WEIGHT: Final = 4  # CPU share of the service against all jobs together
 # Of the TCP and UDP buffers of one job, on v1, which charges them to no memory limit but
 # to one of their own. v2 charges them with the rest.
 SOCKET_BYTES: Final = 32 * MIB
+DISK_READ_BYTES: Final = 100 * MIB  # a second; the config's default
 KILL_DEADLINE_S: Final = 5.0  # for killed processes to be gone; they end in milliseconds
 ROOM_FOR_FDS: Final = 16  # a message carries 24 descriptors, 4 to 8 are for other things
 
@@ -159,6 +161,8 @@ V1_FILES: Final = (
     ControlFile("pids.current", "pids", "pids.current", _READ),
 )
 _SOCKETS: Final = "memory.kmem.tcp.limit_in_bytes"  # of UDP as well, whatever its name
+# In the group of all jobs: v1 does not let the limit of a group hold for those below it.
+V1_DISK: Final = (ControlFile("attach.blkio", "blkio", "tasks", _WRITE),)
 V1_CPU_BY_COMPANION: Final = (
     ControlFile("attach.unified", "unified", "cgroup.procs", _WRITE),
     ControlFile("cpu.stat", "unified", "cpu.stat", _READ),
@@ -352,7 +356,9 @@ class Hierarchy:
     the number of groups.
     """
 
-    def __init__(self, layout: Layout, limits: Limits, cpus: float) -> None:
+    def __init__(
+        self, layout: Layout, limits: Limits, cpus: float, disk_read_bytes: int = DISK_READ_BYTES
+    ) -> None:
         self.version = layout.version
         self.layout = layout
         self.name = own_name(os.getpid())
@@ -363,13 +369,20 @@ class Hierarchy:
         self._files: tuple[ControlFile, ...] = ()
         self._handed_on = False  # we switched controllers on in the v2 home
         self._socket_bytes = 0  # for each job; v1 only
+        self._disk_read_bytes = disk_read_bytes  # a second, of all jobs; 0: any number
+        self.limited_disks: tuple[str, ...] = ()  # that jobs read no faster than this
 
     @classmethod
-    def detect(cls, limits: Limits | None = None, cpus: float = 2.0) -> Self:
+    def detect(
+        cls,
+        limits: Limits | None = None,
+        cpus: float = 2.0,
+        disk_read_bytes: int = DISK_READ_BYTES,
+    ) -> Self:
         """Find the hierarchies of this process. Changes nothing. Raises HostError."""
         mountinfo = Path("/proc/self/mountinfo").read_text()
         layout = find(mountinfo, Path("/proc/self/cgroup").read_text())
-        return cls(layout, limits or Limits(), cpus)
+        return cls(layout, limits or Limits(), cpus, disk_read_bytes)
 
     def __str__(self) -> str:
         kind = "v1+v2" if self.layout.companion else f"v{self.version}"
@@ -398,7 +411,8 @@ class Hierarchy:
 
     def _create_v1(self, caps: Caps) -> None:
         for hierarchy, home in self.layout.directories.items():
-            if home not in self._homes.values():  # cpu and cpuacct are often one
+            # cpu and cpuacct are often one
+            if home not in self._homes.values() and hierarchy != "blkio":
                 self._make_top(hierarchy, home)
         memory = self._tops["memory"].controller
         # Inherited by every group made below. v1 has no way to forbid swap outright.
@@ -410,10 +424,50 @@ class Hierarchy:
         self._cap_sockets(self._tops["memory"].child("jobs").directory)
         self._tops["pids"].child("jobs").controller.pids_max = caps.processes
         self._tops["cpu"].child("service").controller.shares = SERVICE_WEIGHT * 1024
-        self._files = V1_FILES + self._cpu_files() + V1_LAST
+        cpu_files = self._cpu_files()
         self._enter_service()
+        self._files = V1_FILES + self._disk_files() + cpu_files + V1_LAST
+
+    def _disk_files(self) -> tuple[ControlFile, ...]:
+        """What puts a job into the group that reads from disks at a limited rate.
+
+        Nobody else is in our part of that hierarchy. Done without where it cannot be had.
+        """
+        home = self.layout.directories.get("blkio")
+        if home is None or not self._disk_read_bytes:
+            return ()
+        try:
+            self._make_top("blkio", home)
+        except OSError:
+            return ()
+        with contextlib.suppress(OSError):
+            os.mkdir(self._tops["blkio"].child("jobs").directory)
+            self._limit_disks(self._tops["blkio"])
+        if self.limited_disks:
+            return V1_DISK
+        self._remove_top("blkio")
+        return ()
+
+    def _limit_disks(self, top: GroupNode) -> None:
+        """Give all jobs together their rate of readings."""
+        v1 = self.version == 1
+        if not self._disk_read_bytes:
+            return
+        rates = {"bps": self._disk_read_bytes, "iops": readings(self._disk_read_bytes)}
+        jobs, limited = top.child("jobs").directory, []
+        for disk in disks():
+            with contextlib.suppress(OSError):  # not a disk for this controller
+                if v1:
+                    for kind, rate in rates.items():
+                        _write(f"{jobs}/blkio.throttle.read_{kind}_device", f"{disk} {rate}")
+                else:
+                    _write(f"{jobs}/io.max", f"{disk} rbps={rates['bps']} riops={rates['iops']}")
+                limited.append(disk)
+        self.limited_disks = tuple(limited)
 
     def _cap_sockets(self, jobs: str) -> None:
+        if not os.path.exists(f"{jobs}/{_SOCKETS}"):
+            return  # no worse than v2 with the host's usual tcp_mem: the doctor tells
         tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem").read_text()
         together, self._socket_bytes = socket_caps(tcp_mem, os.sysconf("SC_PAGE_SIZE"))
         _write(f"{jobs}/{_SOCKETS}", str(together))
@@ -465,6 +519,8 @@ class Hierarchy:
         service.controller.cpu_weight = SERVICE_WEIGHT * 100
         jobs.controller.memory_max = caps.memory_bytes
         jobs.controller.pids_max = caps.processes
+        if _hand_on_io(top.directory):
+            self._limit_disks(top)
         self._homes = {"unified": home}
         self._files = V2_FILES
 
@@ -492,6 +548,7 @@ class Hierarchy:
                 if not set(CONTROLLERS) <= handed_on:
                     _write(f"{home}/cgroup.subtree_control", "+memory +pids +cpu")
                     self._handed_on = True
+                    _hand_on_io(home)
                 return home
             except OSError as error:
                 first_failure = first_failure or f"{error.strerror} in {home}"
@@ -552,7 +609,11 @@ class Hierarchy:
 
     def create_slot(self, slot: int) -> JobGroup:
         """Make the group of one sandbox slot, with the default limits. Raises SetupError."""
-        nodes = {name: top.child("jobs").child(str(slot)) for name, top in self._tops.items()}
+        nodes = {
+            name: top.child("jobs").child(str(slot))
+            for name, top in self._tops.items()
+            if name != "blkio"
+        }
         files: dict[str, int] = {}
         group = JobGroup(slot, nodes, files, self._defaults)
         try:
@@ -570,6 +631,8 @@ class Hierarchy:
 
     def _open_files(self, nodes: dict[str, GroupNode], files: dict[str, int]) -> None:
         directories = {name: node.directory for name, node in nodes.items()}
+        if "blkio" in self._tops:
+            directories["blkio"] = self._tops["blkio"].child("jobs").directory
         for entry in self._files:
             if entry.name == "pids.peak" and self.version == 1:
                 files["oom.event"] = _oom_event(directories["memory"], files["memory.oom_control"])
@@ -614,9 +677,9 @@ class Hierarchy:
             with contextlib.suppress(OSError):
                 if self.version == 2:
                     # The kernel lets nobody into a group that hands controllers on.
-                    _write(f"{top.directory}/cgroup.subtree_control", "-memory -pids -cpu")
+                    _take_controllers_back(top.directory)
                     if self._handed_on:
-                        _write(f"{home}/cgroup.subtree_control", "-memory -pids -cpu")
+                        _take_controllers_back(home)
             with contextlib.suppress(OSError):
                 _write(f"{own}/cgroup.procs", "0")
             done = remove_tree(top.directory) and done
@@ -749,6 +812,22 @@ def _remove(directory: str) -> bool:
             return False
         raise
     return True
+
+
+def _hand_on_io(directory: str) -> bool:
+    """The controller of disk reads, which is done without where it is not there."""
+    if "io" not in _words(f"{directory}/cgroup.controllers"):
+        return False
+    with contextlib.suppress(OSError):
+        _write(f"{directory}/cgroup.subtree_control", "+io")
+        return True
+    return False
+
+
+def _take_controllers_back(directory: str) -> None:
+    if "io" in _words(f"{directory}/cgroup.subtree_control"):
+        _write(f"{directory}/cgroup.subtree_control", "-io")
+    _write(f"{directory}/cgroup.subtree_control", "-memory -pids -cpu")
 
 
 def _upwards(own: str, ceiling: str) -> list[str]:

@@ -41,7 +41,8 @@ class Mount:
 class Layout:
     """Our own group's directory in every hierarchy of use.
 
-    v1: ``directories`` has "memory", "pids", "cpu" and, if mounted, "cpuacct".
+    v1: ``directories`` has "memory", "pids", "cpu" and, if mounted, "cpuacct", and
+    "blkio" if it is mounted by itself.
     v2: it has "unified" only. ``companion`` is the v2 directory of a hybrid host.
     ``ceilings`` are the mount points: nothing above them is ours to see.
     """
@@ -127,6 +128,10 @@ def _v1_directories(mounts: list[Mount], groups: dict[str, str]) -> dict[str, st
         for name in (*CONTROLLERS, "cpuacct"):
             if name in mount.controllers and name in groups and name not in found:
                 found[name] = _directory(mount, groups[name])
+    # All jobs are in one group there (cgroup.py), so it can share no other's hierarchy.
+    alone = next((m for m in mounts if "blkio" in m.controllers and m.writable), None)
+    if alone and "blkio" in groups and not alone.controllers & {*CONTROLLERS, "cpuacct"}:
+        found["blkio"] = _directory(alone, groups["blkio"])
     return found
 
 

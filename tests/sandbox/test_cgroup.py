@@ -27,6 +27,7 @@ from sandrun.pool.cgroup import (
     socket_caps,
 )
 from sandrun.pool.cgroup_layout import find
+from sandrun.pool.disks import disks
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE
 from sandrun.pool.zygote.group import GroupFiles
@@ -138,6 +139,44 @@ def test_network_buffers_of_a_job_are_limited_where_its_memory_does_not_count_th
         assert group.destroy()
 
     supervise(body)
+
+
+def test_what_jobs_read_from_the_disk_is_limited(tmp_path: Path) -> None:
+    """By the kernel's count of what came from the disk, it took the time that the rate
+    makes of it, whatever else the machine did meanwhile."""
+    if not (names := disks()):
+        pytest.skip("no disk here")
+    (file := tmp_path / "cold").write_bytes(os.urandom(4 * MIB))
+    device = file.stat().st_dev
+    if f"{os.major(device)}:{os.minor(device)}" not in names:
+        pytest.skip("the temporary directory is not on a whole disk")
+    fd = os.open(file, os.O_RDONLY)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def from_disk() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return int(next(line.split()[1] for line in lines if line.startswith("read_bytes")))
+
+    def read() -> None:
+        start, before = time.monotonic(), from_disk()
+        while os.read(fd, MIB):
+            pass
+        assert (came := from_disk() - before), "it was still in memory"
+        # A burst goes through at once: half of it is a bound that always holds.
+        assert time.monotonic() - start > came / (4 * MIB) / 2
+
+    def supervisor() -> None:
+        hierarchy = Hierarchy.detect(LIMITS, disk_read_bytes=4 * MIB)
+        hierarchy.create(CAPS)
+        try:
+            assert hierarchy.limited_disks == names
+            assert run_job(files_of(hierarchy.create_slot(0)), read) == 0
+        finally:
+            assert hierarchy.destroy()
+
+    assert in_child(supervisor) == 0
+    os.close(fd)
 
 
 def test_the_supervisor_lives_in_the_service_leaf_and_goes_back() -> None:

@@ -44,6 +44,15 @@ def test_v1_with_a_hierarchy_each() -> None:
     assert layout.companion is None
 
 
+@pytest.mark.parametrize(
+    ("options", "found"), [("rw,blkio", True), ("rw,blkio,memory", False), ("ro,blkio", False)]
+)
+def test_v1_disks_are_limited_in_a_hierarchy_of_their_own(options: str, found: bool) -> None:
+    mount = f"60 31 0:60 / /sys/fs/cgroup/blkio rw - cgroup cgroup {options}\n"
+    directories = find(SEPARATE + mount, "5:blkio:/\n4:memory:/\n3:pids:/\n1:cpu:/\n").directories
+    assert ("blkio" in directories) is found
+
+
 def test_v1_with_cpu_and_cpuacct_in_one_hierarchy() -> None:
     directories = find(TOGETHER, "3:cpu,cpuacct:/x\n2:memory:/\n1:pids:/\n").directories
     assert directories["cpu"] == directories["cpuacct"] == "/sys/fs/cgroup/cpu,cpuacct/x"

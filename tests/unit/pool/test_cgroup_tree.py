@@ -41,6 +41,7 @@ FILES = {
     "pids": PIDS,
     "cpu": {"cpu.cfs_quota_us": "", "cpu.shares": "", "cpuacct.usage": "0\n"},
     "cpuacct": {"cpuacct.usage": "0\n"},
+    "blkio": {"blkio.throttle.read_bps_device": "", "blkio.throttle.read_iops_device": ""},
     "unified": PIDS
     | {
         "cgroup.controllers": "cpu memory pids\n",
@@ -211,6 +212,70 @@ def test_a_message_has_room_for_the_descriptors(kernel: FakeKernel) -> None:
     assert len(names) == len(fds) == len(set(fds)) <= cgroup.ROOM_FOR_FDS
     fewer, _ = group.control_files(room=len(names) - 1)
     assert set(names) - set(fewer) == {"pids.peak"}, "what can be done without goes first"
+    group.close()
+
+
+def test_v2_reads_of_all_jobs_have_a_rate_on_every_disk(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(FILES["unified"], "cgroup.controllers", "cpu io memory pids\n")
+    monkeypatch.setitem(FILES["unified"], "io.max", "")
+    monkeypatch.setattr(cgroup, "disks", lambda: ("8:0",))
+    hierarchy = v2(kernel)
+    top = kernel.root / "unified/own" / hierarchy.name
+    assert (top / "cgroup.subtree_control").read_text() == "+iomory +pids +cpu", "written over"
+    assert (top / "jobs/io.max").read_text() == f"8:0 rbps={100 * MIB} riops=1600"
+    assert hierarchy.limited_disks == ("8:0",)
+    assert hierarchy.destroy()
+
+
+def test_v1_reads_of_all_jobs_have_a_rate_in_one_group_for_all(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "disks", lambda: ("8:0",))
+    layout = kernel.layout(1, "memory", "pids", "cpu", "cpuacct", "blkio")
+    hierarchy = Hierarchy(layout, LIMITS, 1.5, 2 * MIB)
+    hierarchy.create(CAPS)
+    jobs = kernel.root / "blkio/own" / hierarchy.name / "jobs"
+    assert (jobs / "blkio.throttle.read_bps_device").read_text() == f"8:0 {2 * MIB}"
+    assert (jobs / "blkio.throttle.read_iops_device").read_text() == "8:0 32"
+    group = hierarchy.create_slot(0)
+    names, fds = group.control_files()
+    entered = os.readlink(f"/proc/self/fd/{fds[names.index('attach.blkio')]}")
+    assert entered == str(jobs / "tasks"), "limits of v1 do not hold for the groups below"
+    assert not (jobs / "0").exists()
+    assert group.destroy()
+    assert hierarchy.destroy()
+    assert not jobs.parent.exists()
+
+
+@pytest.mark.parametrize("why", ["switched off", "no disk", "not ours", "no throttling"])
+def test_v1_disk_reads_are_not_limited_where_they_cannot_be(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    monkeypatch.setattr(cgroup, "disks", lambda: () if why == "no disk" else ("8:0",))
+    layout = kernel.layout(1, "memory", "pids", "cpu", "cpuacct", "blkio")
+    if why == "not ours":
+        layout.directories["blkio"] += "/that/is/not/there"
+    if why == "no throttling":
+        kernel.refuse = {"read_bps_device": errno.EACCES}
+    hierarchy = Hierarchy(layout, LIMITS, 1.5, 0 if why == "switched off" else MIB)
+    hierarchy.create(CAPS)
+    assert hierarchy.limited_disks == ()
+    assert not (kernel.root / "blkio/own" / hierarchy.name).exists()
+    group = hierarchy.create_slot(0)
+    assert "attach.blkio" not in group.control_files()[0]
+    group.close()
+
+
+def test_v1_without_a_limit_of_network_buffers_starts(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kernel may count them for nobody. That is said by the doctor, and no reason to refuse:
+    on v2, too, jobs can hold all that TCP has unless the host's tcp_mem is raised."""
+    monkeypatch.delitem(FILES["memory"], "memory.kmem.tcp.limit_in_bytes")
+    group = v1(kernel).create_slot(0)
+    assert Path(group.directory("memory"), "memory.limit_in_bytes").read_text() == str(64 * MIB)
     group.close()
 
 
