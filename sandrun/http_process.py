@@ -20,13 +20,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from sandrun.channel import Channel, Closed, close_all, pair
 from sandrun.config import Config
-from sandrun.errors import ProtocolError
+from sandrun.errors import ConfigError, ProtocolError
 from sandrun.messages import Ping, StoreEntry, ToHttp, ToPool, Welcome
 from sandrun.pool import seccomp
 from sandrun.pool.supplies import Supplies
@@ -37,6 +37,46 @@ _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python does not name it
 SEND_BUFFER: Final = 4 * 1024 * 1024  # so that http never waits for us on a busy machine
 MAX_OUTBOX: Final = 4096
 MESSAGES_AT_ONCE: Final = 64
+
+
+class Settings(NamedTuple):
+    """What an http is started with. A certificate is kept as it was when it was checked:
+    one that is being replaced, or is damaged, must not meet an http that follows a crash.
+    """
+
+    config: Config
+    certificate: tuple[bytes, bytes] | None  # PEM: chain, key
+
+
+def read_settings(config: Config) -> Settings:
+    """``config`` and its certificate. Raises :class:`ConfigError` for one that is no good."""
+    http = config.http
+    if not http.tls_cert:
+        return Settings(config, None)
+    import ssl  # noqa: PLC0415 - two megabytes that a server without TLS does not have
+
+    pem = tuple(
+        _read_pem(path, name) for name, path in (("cert", http.tls_cert), ("key", http.tls_key))
+    )
+    fds = [memory_fd(name, data) for name, data in zip(("cert", "key"), pem, strict=True)]
+    try:
+        paths = [f"/proc/self/fd/{fd}" for fd in fds]
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*paths)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"http.tls_cert {http.tls_cert} and http.tls_key {http.tls_key}: "
+            f"{error.strerror or error}"
+        ) from error
+    finally:
+        close_all(fds)
+    return Settings(config, (pem[0], pem[1]))
+
+
+def _read_pem(path: str, name: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"http.tls_{name}: {path}: {error.strerror}") from error
 
 
 def memory_fd(name: str, data: bytes) -> int:
@@ -58,14 +98,14 @@ class HttpProcess:
 
     def __init__(
         self,
-        config: Config,
+        settings: Settings,
         uid: int,
         listeners: list[socket.socket],
         on_message: Callable[[HttpProcess, ToPool, list[int]], None],
         on_exit: Callable[[HttpProcess, int], None],
         supplies: Supplies,
     ) -> None:
-        self.config = config
+        self.settings = settings
         self.uid = uid
         self.listeners = listeners
         self.on_message = on_message
@@ -84,14 +124,12 @@ class HttpProcess:
 
     def _start(self, supplies: Supplies) -> None:
         """Exec http with its descriptors. Raises OSError, and nothing is left then."""
-        http = self.config.http
         contents = {
-            "--config": msgspec.msgpack.encode(self.config),
+            "--config": msgspec.msgpack.encode(self.settings.config),
             "--filter": seccomp.http_program(),
         }
-        if http.tls_cert:
-            contents["--tls-cert"] = Path(http.tls_cert).read_bytes()
-            contents["--tls-key"] = Path(http.tls_key).read_bytes()
+        if self.settings.certificate is not None:
+            contents["--tls-cert"], contents["--tls-key"] = self.settings.certificate
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             control, end = pair()
             ours.callback(control.close)

@@ -137,7 +137,8 @@ class PoolState(_Message, frozen=True):
 
     ``fault`` is the first cause why the pool cannot make zygotes, or "".
     ``pressure`` is why the host is too short of memory for new jobs, or "".
-    ``memory_available_bytes`` is what new jobs may still use on this host.
+    ``memory_available_bytes`` is what new jobs may still use on this host,
+    ``memory_missing_bytes`` what the host lacks: what ended jobs have left may make room.
     ``records`` is how many entries the store holds, as of a second ago at most.
     """
 
@@ -148,6 +149,7 @@ class PoolState(_Message, frozen=True):
     fault: Text = ""
     pressure: Text = ""
     memory_available_bytes: Bytes = 1 << 40
+    memory_missing_bytes: Bytes = 0
     records: Annotated[int, msgspec.Meta(ge=0)] = 0
     kinds: tuple[KindState, ...] = ()
 

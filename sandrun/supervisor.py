@@ -43,7 +43,7 @@ from sandrun import doctor, notify
 from sandrun.channel import close_all
 from sandrun.config import Config, listen_address
 from sandrun.errors import ConfigError, HostError, ProtocolError
-from sandrun.http_process import HttpProcess
+from sandrun.http_process import HttpProcess, Settings, read_settings
 from sandrun.messages import (
     Drain,
     EnvironmentInfo,
@@ -69,6 +69,7 @@ from sandrun.messages import (
 )
 from sandrun.pool import installs, package_index, seccomp
 from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.environments import without_faulty
 from sandrun.pool.installs import Installs
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import PR
@@ -87,6 +88,8 @@ _BACKLOG: Final = 1024
 ZYGOTE_FDS: Final = 22
 LEAVE_GRACE_S: Final = 3.0  # for requests that are open when another http takes over
 STANDBY_DELAY_S: Final = 1.0  # the one that has just taken over has work to do
+STILLBORN_MAX: Final = 5  # deaths in a row of those that never served: then without the jobs
+KILLS_PER_DEATH: Final = 5  # kill -9 from outside is somebody's doing: so many count as one
 SERVED_DELAY_MAX_S: Final = 1.0  # between restarts of an http that served and died young
 LOOKS: Final = 6  # at http in [pool] watchdog_seconds
 DRAIN_MARGIN_S: Final = 5.0  # http exits when its jobs are done; this is for one that does not
@@ -100,9 +103,7 @@ def bind(address: str) -> socket.socket:
     target = listen_address(address, "listen")
     try:
         if isinstance(target, str):
-            with contextlib.suppress(FileNotFoundError):
-                if Path(target).is_socket():
-                    Path(target).unlink()  # left by one that was killed
+            _remove_left_socket(target)
             sock = socket.socket(socket.AF_UNIX)
             sock.bind(target)
             Path(target).chmod(0o666)
@@ -117,6 +118,33 @@ def bind(address: str) -> socket.socket:
     sock.listen(_BACKLOG)
     sock.setblocking(False)
     return sock
+
+
+def _remove_left_socket(path: str) -> None:
+    """What one that was killed has left goes; one that somebody listens on is his.
+
+    Raises OSError.
+    """
+    if not Path(path).is_socket():
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)  # a full backlog says EAGAIN: there is somebody
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            Path(path).unlink()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Which file this is; another may take its place."""
+    info = os.lstat(path)
+    return info.st_dev, info.st_ino
 
 
 def load_native(wanted: str) -> Native | None:
@@ -150,6 +178,7 @@ class Supervisor:
     ) -> None:
         self.supplies = supplies or Supplies()
         self.config = config
+        self.settings = read_settings(config)  # of the last http that served
         self.announce = announce
         self.directories = directories
         self.environments = environments
@@ -160,11 +189,14 @@ class Supervisor:
         self.welcome: Welcome | None = None
         self.http: HttpProcess | None = None
         self.next_http: HttpProcess | None = None  # of an upgrade
+        self._wished: Settings | None = None  # of the next upgrade, while there can be none
+        self._replacing = False  # the service manager has been told, and waits
         self.standby: HttpProcess | None = None
         self._standby_timer: asyncio.TimerHandle | None = None
         self._announced = False
         self.http_restart = Restart()
         self.http_served = False  # the last one that was started
+        self._stillborn = 0  # of those that died before they served, in a row: see below
         self.standby_restart = Restart()
         self.http_deaths = HttpDeaths()
         self._drain_until: float | None = None  # when draining: on the loop's clock
@@ -191,6 +223,8 @@ class Supervisor:
         if self.config.http.admin_listen:
             addresses.append(self.config.http.admin_listen)
         self.listeners = [bind(address) for address in addresses]
+        path = listen_address(self.config.http.listen, "listen")
+        ours = _identity(path) if isinstance(path, str) else None
         hierarchy.create()
         try:
             await self._serve(hierarchy, probes, available)
@@ -198,9 +232,10 @@ class Supervisor:
             for sock in self.listeners:
                 sock.close()
             self.store.close()
-            if isinstance(path := listen_address(self.config.http.listen, "listen"), str):
+            if isinstance(path, str):
                 with contextlib.suppress(OSError):
-                    os.unlink(path)
+                    if _identity(path) == ours:
+                        os.unlink(path)
             if not hierarchy.destroy():
                 log.error("our cgroup could not be removed; the next start will try again")
         return self.exit_code
@@ -323,10 +358,10 @@ class Supervisor:
 
     # ── http: life ───────────────────────────────────────────────────────────
 
-    def _new_http(self) -> HttpProcess:
+    def _new_http(self, settings: Settings) -> HttpProcess:
         uid = self.config.pool.uid_base + HTTP_UID_OFFSET
         return HttpProcess(
-            self.config, uid, self.listeners, self._handle, self._on_http_exit, self.supplies
+            settings, uid, self.listeners, self._handle, self._on_http_exit, self.supplies
         )
 
     def _start_http(self) -> None:
@@ -343,7 +378,7 @@ class Supervisor:
             http, self.standby = self.standby, None
         if http is None:
             try:
-                http = self._new_http()
+                http = self._new_http(self.settings)
             except OSError as error:  # no process, memory or descriptor; it may pass
                 delay = self.http_restart.on_failure(time.monotonic(), str(error))
                 log.error("http cannot be started: %s; next try in %.2f s", error, delay)
@@ -375,7 +410,7 @@ class Supervisor:
             return
         self.standby_restart.on_start(time.monotonic())
         try:
-            self.standby = self._new_http()
+            self.standby = self._new_http(self.settings)
         except OSError as error:
             self._on_no_standby(str(error))
 
@@ -396,29 +431,55 @@ class Supervisor:
             self._standby_timer = None
 
     def upgrade(self) -> None:
-        """Replace http by a new one without losing anything. The new one loads first, so
-        that nobody waits for its imports; if it cannot, the old one stays. The standby
-        is of the old code and configuration: it goes.
+        """Replace http by a new one of the code that is installed now."""
+        self._replace(self._wished or self.settings)
+
+    def _replace(self, settings: Settings) -> None:
+        """Replace http without losing anything. The new one loads first, so that nobody
+        waits for its imports; if it cannot, the old one stays, and so do its settings. The
+        standby is of the old code and configuration: it goes.
         """
-        if self.stopping or self.http is None or self.next_http is not None:
-            log.info("no upgrade now: http is being started or ended anyway")
+        if self.stopping:
+            log.info("no upgrade now: the server is stopping")
             return
+        self._tell_of_replacing()
+        if self.http is None or not self.http.ready or self.next_http is not None:
+            log.info("an upgrade follows the one that is on its way, or the start")
+            self._wished = settings
+            return
+        self._wished = None
         try:
-            self.next_http = self._new_http()
-        except OSError as error:  # a certificate that is not there
-            log.error("no upgrade: %s", error)
+            self.next_http = self._new_http(settings)
+        except OSError as error:  # no process, memory or descriptor
+            self._replaced(f"no upgrade: {error}")
             return
         self._cancel_standby()
         if self.standby is not None:
             old, self.standby = self.standby, None
             old.process.kill()  # its end is seen by _on_http_exit
 
+    def _tell_of_replacing(self) -> None:
+        """To be ended by :meth:`_replaced`. man: sd_notify(3), Type=notify-reload"""
+        if self._announced and not self._replacing and not self.stopping:
+            self._replacing = True
+            self.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def _replaced(self, fault: str = "") -> None:
+        """That was it, well or not. Whatever was wished meanwhile comes next."""
+        if fault:
+            log.error("%s", fault)
+        if self._wished is not None:
+            self._replace(self._wished)
+        elif self._replacing and not self.stopping:
+            self._replacing = False
+            self.notify(f"READY=1\nSTATUS={' '.join(fault.split())}")
+
     def _on_http_exit(self, http: HttpProcess, code: int) -> None:
         cause = http.fault or f"exit status {code}"
         if http is self.next_http:
             self.next_http = None
-            log.error("the new http ended (%s); the old one stays", cause)
             self._want_standby()
+            self._replaced(f"the new http ended ({cause}); the old one stays")
         elif http is self.standby:
             self.standby = None
             self._on_no_standby(cause)
@@ -438,22 +499,27 @@ class Supervisor:
             log.info("a new http takes over %d records", len(self.store))
             self._attach(http)
             return
-        self._restart_http(cause)
+        # Nothing that is kept sends that signal, unless it makes http fall to the OOM killer.
+        self._restart_http(cause, killed=code == -signal.SIGKILL and not http.fault)
 
-    def _restart_http(self, cause: str) -> None:
+    def _restart_http(self, cause: str, *, killed: bool) -> None:
         """After a crash, a drain's too: its running jobs still have their time."""
         delay = self.http_restart.on_failure(time.monotonic(), cause)
         self.http_deaths = HttpDeaths(count=self.http_deaths.count + 1, cause=cause)
         served, self.http_served = self.http_served, False
-        if self.http_restart.fault and not served:
-            log.error("http keeps dying: %s", self.http_restart.fault)
+        if not served:
+            self._stillborn += 1 if killed else KILLS_PER_DEATH
+        if not served and self._replacing:
+            log.error("the new http ended before it served; back to the settings of the old one")
+        if self._stillborn >= STILLBORN_MAX * KILLS_PER_DEATH:
+            log.error("http keeps dying: %s", cause)
             if not self._drop_jobs():
                 self.exit_code = 1
                 self.stopped.set()
                 return
         if self.http_restart.failures == 1:
             delay = 0.0  # it had served: nothing speaks against going on at once
-        elif served:
+        elif served or killed:
             # It keeps dying young, perhaps by something that it finds in the store: not a
             # busy loop, nor a reason to give up what others have here.
             delay = min(delay, SERVED_DELAY_MAX_S)
@@ -473,6 +539,7 @@ class Supervisor:
             self.store.close()
             self.manager.revoke_leases(self.store.holds, crashed=True)
             self.http_restart.on_success()
+            self._stillborn = 0
         return count > 0
 
     # ── http: messages ───────────────────────────────────────────────────────
@@ -526,6 +593,8 @@ class Supervisor:
 
     def _on_ready(self, http: HttpProcess, message: Ready) -> None:
         http.ready = True
+        self.settings = http.settings
+        self._stillborn = 0
         self.http_served = True  # its restarts are forgotten when it has lived for a while
         self._want_standby()
         self.manager.open_leases()
@@ -533,6 +602,8 @@ class Supervisor:
             self._announced = True
             self.announce(message.urls)
             self.notify("READY=1")
+        if self.next_http is None:
+            self._replaced()
 
     def _on_loaded(self, http: HttpProcess) -> None:
         http.loaded = True
@@ -548,21 +619,31 @@ class Supervisor:
 
     def _on_reload_signal(self) -> None:
         """What http alone reads, certificates first, takes effect; the pool stays as it is."""
-        if self.reload is not None:
-            try:
-                new = self.reload()
-            except ConfigError as error:
-                log.error("not reloaded: %s", error)
-                return
-            http = msgspec.structs.replace(
-                new.http,
-                listen=self.config.http.listen,
-                admin_listen=self.config.http.admin_listen,
-            )
-            self.config = msgspec.structs.replace(
-                self.config, http=http, rate_limit=new.rate_limit, retention=new.retention
-            )
-        self.upgrade()
+        if self.reload is None:
+            self.upgrade()
+            return
+        try:
+            wished = self._reloaded(self.reload())
+        except ConfigError as error:
+            self._tell_of_replacing()
+            self._replaced(f"not reloaded: {error}")
+            return
+        self._replace(wished)
+
+    def _reloaded(self, new: Config) -> Settings:
+        """Of a configuration, what a running server can take. Raises :class:`ConfigError`."""
+        old = self.config
+        http = msgspec.structs.replace(
+            new.http, listen=old.http.listen, admin_listen=old.http.admin_listen
+        )
+        taken = msgspec.structs.replace(
+            old, http=http, rate_limit=new.rate_limit, retention=new.retention
+        )
+        kept = without_faulty(new, self.environments)
+        for section in kept.__struct_fields__:
+            if getattr(kept, section) != getattr(taken, section):
+                log.warning("reloaded, but for what needs a restart: [%s]", section)
+        return read_settings(taken)
 
     def _on_stop_signal(self) -> None:
         if self.stopping or not self._announced:

@@ -63,6 +63,7 @@ INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
 REMEDY_LOG_BYTES: Final = 256 * 1024  # a longer log is not searched for a missing module
 MAX_CPU_S: Final = 1e6  # of one job, whatever its zygote says
 PRESSURE_RETRY_S: Final = 5.0
+ROOM_EVERY_S: Final = 1.0  # longer than the pool's figures may be old
 YOUNG_S: Final = 3.0  # so long a job's memory may not show in the host's figures yet
 CROWD_S: Final = 1.0  # a job that has run for so long is no rival of those that begin
 HOLD_BACK_S: Final = 0.01
@@ -130,6 +131,7 @@ class App:
         self._service_s = 1.0  # running average of a job's time in a sandbox
         self.admission = Admission(config.rate_limit.queue_seconds)
         self._peak_bytes = 0  # about what the larger ones of late have used
+        self._next_room = 0.0  # when results may make room again
         self._young: dict[Job, tuple[float, int]] = {}  # since when, and what it may still take
         self._young_bytes = 0
         self._runnable = runnable
@@ -500,10 +502,18 @@ class App:
     def on_pool_state(self, state: PoolState) -> None:
         """The pool has changed."""
         self.pool = state
-        if state.pressure:
-            for job in self.registry.oldest_ended:  # results make room before jobs are lost
-                self.registry.remove(job)
+        if state.memory_missing_bytes:
+            self._make_room(state.memory_missing_bytes)
         self._pump()
+
+    def _make_room(self, missing: int) -> None:
+        """Results go before jobs are lost, but no more of them than it takes: one look
+        of the pool's is told many times, and what is gone shows in the next only.
+        """
+        if self.clock() >= self._next_room:
+            self._next_room = self.clock() + ROOM_EVERY_S
+            for job in self.registry.worth(missing):
+                self.registry.remove(job)
 
     def on_http_deaths(self, deaths: HttpDeaths) -> None:
         """Why we are not the first http."""

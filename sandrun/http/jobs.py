@@ -40,6 +40,7 @@ ID_BYTES: Final = 18  # 144 bits: 24 characters without padding
 MIN_QUEUE_S: Final = 60.0  # a job with a time-out of a second may still wait its turn
 WATCHDOG_S: Final = 60.0  # past all of a job's own limits: unpacking and collecting included
 JOB_BYTES: Final = 16 * 1024  # of a job that left nothing: its record and two descriptors' pages
+WORTH_BYTES: Final = 64 * 1024  # beside that: what is less makes no room on a host that is short
 READ_GRACE_S: Final = 300.0  # a failed job stays so long after somebody looked at it
 
 
@@ -439,6 +440,19 @@ class Registry:
     def oldest_ended(self) -> list[Job]:
         """A tenth of those that have ended, oldest first: they go when room is needed."""
         return list(islice(self._ended, 1 + len(self._ended) // 10))
+
+    def worth(self, size_bytes: int) -> list[Job]:
+        """Those whose end gives so much memory back, oldest first. Most jobs leave so little
+        that it is worth more to their clients than to the host: they stay.
+        """
+        found: list[Job] = []
+        for job, retained in self._ended.items():
+            if size_bytes <= 0:
+                break
+            if retained >= JOB_BYTES + WORTH_BYTES:
+                found.append(job)
+                size_bytes -= retained
+        return found
 
     def limit(self, max_ended: int) -> None:
         """Keep no more than so many ended jobs."""

@@ -945,6 +945,7 @@ class Manager:
                 fault=self.fault[:4096],
                 pressure=self._judge(),
                 memory_available_bytes=self._look_at_memory().available_bytes,
+                memory_missing_bytes=self.pressure.missing_bytes,
                 records=self._records_told,
                 kinds=tuple(self._state_of(kind) for kind in self.kinds),
             ),

@@ -8,6 +8,10 @@ The kernel's own word (PSI, /proc/pressure/memory, Linux 4.20) moves the mark up
 everything that could run has waited for memory for a while, four times as much must
 be free. It counts for nothing while there is plenty, because one job that thrashes
 at its own limit is enough to raise it.
+
+What ended jobs have left may make room, as far as it is the host that is short. If it is
+only the memory set apart for jobs, those that run have it, and to wipe what others have
+not fetched yet would give them nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +31,16 @@ STALL_FACTOR: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """What the kernel says. ``stalled_percent`` is None without PSI."""
+    """What the kernel says. ``stalled_percent`` is None without PSI.
+
+    ``available_bytes`` is what new jobs may use, ``host_bytes`` what is left on the host,
+    whoever may use it.
+    """
 
     total_bytes: int
     available_bytes: int
     stalled_percent: float | None = None
+    host_bytes: int = 1 << 60
 
     @property
     def available_share(self) -> float:
@@ -40,10 +49,13 @@ class HostMemory:
 
 
 class Pressure:
-    """Judges one look after the other. ``reason`` is "" while all is well."""
+    """Judges one look after the other. ``reason`` is "" while all is well;
+    ``missing_bytes``: what the host lacks until it is.
+    """
 
     def __init__(self) -> None:
         self.reason = ""
+        self.missing_bytes = 0
 
     def judge(self, memory: HostMemory) -> str:
         """Why new jobs are refused now, or ""."""
@@ -56,6 +68,8 @@ class Pressure:
             self.reason = f"the host has {memory.available_bytes // MIB} MiB of memory left"
             if mark > low:
                 self.reason += f" and waited for it {stalled:.0f} % of the time"
+        missing = int(mark * RELEASE) - memory.host_bytes
+        self.missing_bytes = max(0, missing) if self.reason else 0
         return self.reason
 
 

@@ -70,7 +70,8 @@ class Supplies:
             stalled = parse_stall(_read("/proc/pressure/memory"))
         except OSError:  # not built in, or switched off
             stalled = None
-        return HostMemory(min(total, cap), min(available, max(0, cap - used)), stalled)
+        for_jobs = min(available, max(0, cap - used))
+        return HostMemory(min(total, cap), for_jobs, stalled, available)
 
 
 def _read(path: str) -> str:

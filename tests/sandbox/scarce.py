@@ -73,7 +73,9 @@ class ScarceSupplies(Supplies):
     def memory(self, hierarchy):
         self._need("look")
         seen = super().memory(hierarchy)
-        return HostMemory(seen.total_bytes, MIB) if ("low", "memory") in self.control.faults else seen
+        if ("low", "memory") in self.control.faults:
+            return HostMemory(seen.total_bytes, MIB, host_bytes=MIB)
+        return seen
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -206,6 +207,22 @@ def test_a_job_that_ends_while_there_is_no_http_has_its_result(server):
     assert (found["exit_reason"], found["execution_metadata"]["signal"]) == ("signaled", 14)
 
 
+def fill(server):
+    """Jobs in every sandbox that there is, of other kinds, too, and one that waits."""
+    address = admin_address(server)
+    blockers = []
+    while True:
+        job = submit(server, FOREVER)
+        while status(server, job)["queue_position"]:
+            metrics = httpx.get(f"http://{address}/metrics").text
+            if all(f"\nsandrun_pool_{kind} 0\n" in metrics for kind in ("warm", "booting")):
+                break
+        if status(server, job)["queue_position"]:
+            return blockers, job
+        read_until(server, job, "up")
+        blockers.append(job)
+
+
 def wait_for_no_process_of_jobs(server):
     """Until every job's process has ended: on their descriptors."""
     zygotes = set(zygotes_of(server))
@@ -219,17 +236,9 @@ def wait_for_no_process_of_jobs(server):
 
 
 def test_queued_jobs_keep_their_place():
-    with servers.running(servers.NO_RATE_LIMIT + "[pool]\ncapacity = 1\nready = 1\n") as server:
-        blocker = submit(server, FOREVER)
-        read_until(server, blocker, "up")
-        # Ready zygotes of other kinds would take them: fill these, too.
-        blockers = [blocker]
-        while True:
-            job = submit(server, FOREVER)
-            if status(server, job)["queue_position"]:
-                break
-            blockers.append(job)
-            read_until(server, job, "up")
+    config = servers.NO_RATE_LIMIT + ADMIN + "[pool]\ncapacity = 1\nready = 1\n"
+    with servers.running(config) as server:
+        blockers, job = fill(server)
         waiting = [job] + [submit(server, f"print({n})") for n in range(2)]
         code = "import os\nprint(os.path.getsize('data.bin'))"
         upload = servers.tar_of({"main.py": code, "data.bin": os.urandom(300_000)})
@@ -463,12 +472,60 @@ def test_sighup_brings_a_new_certificate_and_a_broken_one_changes_nothing(tmp_pa
         (tmp_path / "cert.pem").write_text("junk")
         pid = http_of(server)
         server.process.send_signal(signal.SIGHUP)
-        wait_for_log(server, "the new http ended (exit status")
+        wait_for_log(server, f"not reloaded: http.tls_cert {tmp_path}/cert.pem and ")
         assert http_of(server) == pid
         assert shown_certificate(server) == second
+        for _ in range(3):  # whoever follows it, its standby and those after that: they
+            kill(http_of(server))  # read the file again, until all jobs had been given up
+            assert shown_certificate(server) == second
         server.client.close()
         server.client = httpx.Client(base_url=server.url, verify=False, timeout=60)  # noqa: S501
         assert status(server, job)["status"] == "running"
+
+
+def test_the_service_manager_hears_of_a_reload_and_how_it_ended(tmp_path, monkeypatch):
+    """man: sd_notify(3), Type=notify-reload"""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        config = tmp_path / "config.toml"
+        config.write_text("[rate_limit]\njobs_per_hour = 7\n")
+        with servers.running(options=("--config", str(config))) as server:
+            assert manager.recv(1000) == b"READY=1"
+            # Two at once: what the second one reads is not passed over.
+            config.write_text("[rate_limit]\njobs_per_hour = 8\n")
+            server.process.send_signal(signal.SIGHUP)
+            told_reloading(manager)
+            config.write_text("[rate_limit]\njobs_per_hour = 9\n[pool]\ncapacity = 5\n")
+            server.process.send_signal(signal.SIGHUP)
+            assert manager.recv(1000) == b"READY=1\nSTATUS="
+            reconnect(server)
+            assert server.client.get("/stats").json()["your_quota"]["max_jobs_per_hour"] == 9
+            assert any("needs a restart: [pool]" in line for line in server.log)
+            for text, word in (("jobs_per_hour = 0", "jobs_per_hour"), ("junk", "not TOML")):
+                config.write_text(f"[rate_limit]\n{text}\n")
+                server.process.send_signal(signal.SIGHUP)
+                told_reloading(manager)
+                status, _, why = manager.recv(1000).partition(b"\nSTATUS=not reloaded: ")
+                assert status == b"READY=1"
+                assert word.encode() in why
+            kill_http(server)
+            assert server.client.get("/stats").json()["your_quota"]["max_jobs_per_hour"] == 9
+            server.process.send_signal(signal.SIGUSR2)
+            told_reloading(manager)
+            assert manager.recv(1000) == b"READY=1\nSTATUS="
+            server.process.send_signal(signal.SIGTERM)
+            assert manager.recv(1000) == b"STOPPING=1"
+
+
+def told_reloading(manager):
+    """It began just now, on the clock that the manager compares it with."""
+    begun = time.monotonic_ns() // 1000
+    first, second = manager.recv(1000).decode().split("\n")
+    assert first == "RELOADING=1"
+    assert 0 <= time.monotonic_ns() // 1000 - int(second.removeprefix("MONOTONIC_USEC="))
+    assert begun - int(second.removeprefix("MONOTONIC_USEC=")) < 60_000_000
 
 
 def wait_for_log(server, text):
@@ -499,7 +556,7 @@ def test_the_service_manager_hears_ready_and_stopping(tmp_path, monkeypatch):
 
 
 def test_an_http_that_dies_of_what_is_kept_is_followed_by_one_without_it():
-    """It was given up, and all jobs with it. Here it is we who kill each one at sight."""
+    """It was given up, and all jobs with it. Here each one crashes at sight, by our doing."""
     with servers.running() as server:
         job = submit(server, FOREVER)
         read_until(server, job, "up")
@@ -509,12 +566,32 @@ def test_an_http_that_dies_of_what_is_kept_is_followed_by_one_without_it():
             for pid in servers.descendants(server.process.pid):
                 if b"sandrun.http" in command(pid):
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+                        os.kill(pid, signal.SIGSEGV)
         assert select.select([busy], [], [], 60)[0]  # nobody would hear of its end
         os.close(busy)
         reconnect(server)
         assert server.client.get(f"/status/{job}").status_code == 404
         assert server.python("print('ran')")["stdout"] == "ran\n"
+
+
+def test_an_http_that_others_kill_again_and_again_loses_no_job():
+    """Five ends within ten seconds, the last of them before it served, and all jobs went."""
+    with servers.running() as server:
+        job = submit(server, FOREVER)
+        _, cursor = read_until(server, job, "up")
+        ends = 0
+        while ends < 8:
+            for pid in servers.descendants(server.process.pid):
+                if b"sandrun.http" in command(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        kill(pid)
+                        ends += 1
+        reconnect(server)
+        assert status(server, job)["status"] == "running"
+        assert not any("without the " in line for line in server.log)
+        assert server.client.get("/health").json()["http_restarts"] > 4
+        assert server.client.get(f"/logs/{job}", params={"since": cursor}).json()["stdout"] == ""
+        assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
 
 
 # ── zygotes and spawners ─────────────────────────────────────────────────────

@@ -157,6 +157,8 @@ def test_a_storage_that_cannot_be_made_larger_ends_in_one_state(host):
 def test_a_host_short_of_memory_refuses_new_jobs_and_disturbs_none(host):
     server, control = host
     beside = witness(server)
+    small = server.python("print('kept')")["job_id"]
+    large = server.python("open('o', 'wb').write(bytes(1 << 20))")["job_id"]
     control.faults = [("low", "memory")]
     until(server, lambda health: "MiB of memory left" in (health["reason"] or ""))
     refused = server.client.post("/submit", json={"code": "1"})
@@ -165,6 +167,8 @@ def test_a_host_short_of_memory_refuses_new_jobs_and_disturbs_none(host):
     control.faults = [("EMFILE", "look")]  # nor can it look: what it saw last counts
     control.faults = []
     until(server, lambda health: health["reason"] is None)
+    assert server.client.get(f"/logs/{small}").json()["stdout"] == "kept\n"
+    assert server.client.get(f"/status/{large}").status_code == 404
     assert server.python("print(1)")["stdout"] == "1\n"
     assert_undisturbed(server, *beside)
 

@@ -218,6 +218,45 @@ def test_a_second_server_on_the_same_port_refuses_at_once(server):
     assert "Address already in use" in result.stderr
 
 
+def test_a_second_server_on_the_same_unix_socket_refuses_and_takes_nothing(tmp_path):
+    """It took the name away from the first, which nobody could reach any more; and what the
+    first removed at its end was the second's.
+    """
+    path = tmp_path / "socket"
+    with servers.running(listen=f"unix:{path}") as first:
+        argv = [sys.executable, "-m", "sandrun", "--listen", f"unix:{path}"]
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert result.returncode == 78
+        assert "Address already in use" in result.stderr
+        assert ask_unix(path)["status"] == "ready"
+        first.process.kill()
+        first.process.wait(10)
+    assert path.is_socket()
+    with servers.running(listen=f"unix:{path}"):  # of nobody who lives
+        assert ask_unix(path)["status"] == "ready"
+        path.unlink()
+        path.write_text("of another")
+    assert path.read_text() == "of another"
+
+
+def ask_unix(path):
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=60) as client:
+        return client.get("http://localhost/health").json()
+
+
+def test_a_missing_or_broken_certificate_is_told_at_the_start(tmp_path):
+    (tmp_path / "junk.pem").write_text("junk")
+    config = tmp_path / "config.toml"
+    for name in ("junk", "missing"):
+        path = tmp_path / f"{name}.pem"
+        config.write_text(f"[http]\ntls_cert = '{path}'\ntls_key = '{path}'\n")
+        argv = [sys.executable, "-m", "sandrun", "--listen", "127.0.0.1:0", "--config", config]
+        result = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+        assert result.returncode == 78
+        assert "http.tls_cert" in result.stderr
+        assert str(path) in result.stderr
+
+
 def test_self_signed_serves_tls_and_a_reload_keeps_the_certificate():
     """The whole way: made by openssl, in memory, told, served, used by our own client."""
     with servers.running(options=("--self-signed",)) as node:

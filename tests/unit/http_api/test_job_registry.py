@@ -165,6 +165,19 @@ def test_memory_pressure_evicts_the_oldest_finished_jobs() -> None:
     assert registry.find(jobs[0].id) is None
 
 
+def test_a_host_that_is_short_gets_no_more_results_than_it_lacks_and_no_small_ones() -> None:
+    registry = make_registry()
+    jobs = [make_job(registry) for _ in range(4)]
+    for number, (job, size) in enumerate(zip(jobs, (1000, 4 * MIB, 4 * MIB, 4 * MIB), strict=True)):
+        registry.add(job)
+        job.outputs = {"x": OutputFile(path="x", size_bytes=size, sha256="", offset=0)}
+        end(registry, job, number)
+    assert registry.worth(0) == []
+    assert registry.worth(1) == jobs[1:2]
+    assert registry.worth(5 * MIB) == jobs[1:3]
+    assert registry.worth(500 * MIB) == jobs[1:]
+
+
 def test_an_idempotency_key_belongs_to_a_client_and_lives_as_long_as_the_job() -> None:
     registry = make_registry()
     one, two = Client(b"1", 10, 0), Client(b"2", 10, 0)

@@ -37,6 +37,17 @@ def test_stalls_count_when_memory_is_short_and_not_when_there_is_plenty():
     assert not Pressure().judge(HostMemory(16 * GIB, GIB, 5.0))
 
 
+def test_only_a_host_that_is_short_itself_lacks_memory_that_results_could_give_back():
+    """Jobs that had filled the memory set apart for jobs wiped what others had not fetched."""
+    pressure = Pressure()
+    assert pressure.judge(HostMemory(16 * GIB, 100 * MIB, host_bytes=900 * MIB))
+    assert pressure.missing_bytes == 0
+    assert pressure.judge(HostMemory(16 * GIB, 100 * MIB, host_bytes=100 * MIB))
+    assert pressure.missing_bytes == 540 * MIB
+    assert not pressure.judge(HostMemory(16 * GIB, GIB, host_bytes=GIB))
+    assert pressure.missing_bytes == 0
+
+
 def test_what_the_kernel_writes_is_read():
     total, available = parse_meminfo(Path("/proc/meminfo").read_text())
     assert 0 < available <= total
