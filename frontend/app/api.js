@@ -45,14 +45,41 @@ async function json(path, options) {
   }
 }
 
-/** Who serves there. early.js has asked already, of the server that the page came from. */
-export async function info() {
-  const asked = globalThis.firstAnswer
-  delete globalThis.firstAnswer
-  return (!connection.base && (await asked)) || json('/')
+/** Server-Sent Events of an answer, as they come: {event, id, data}, several at a time. */
+export async function* events(response) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
+  let text = ''
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) return
+    text += value
+    const blocks = text.split(/\r?\n\r?\n/)
+    text = blocks.pop()
+    const found = blocks.map(oneEvent).filter(({ data }) => data)
+    if (found.length) yield found
+  }
 }
+
+function oneEvent(block) {
+  const fields = { event: '', id: '', data: '' }
+  for (const line of block.split(/\r?\n/)) {
+    const [, name, value] = /^(\w+): ?(.*)$/.exec(line) ?? []
+    if (name === 'data') fields.data += value
+    else if (name) fields[name] = value
+  }
+  return fields
+}
+
+export const info = () => json('/')
 export const stats = () => json('/stats')
 export const environments = () => json('/environments')
+
+/** What a sandrun that serves this page wrote into it, {info, environments, stats}, or null. */
+export function brought() {
+  const element = document.getElementById('given')
+  return element && JSON.parse(element.textContent)
+}
+
 export const privacy = () => json('/privacy')
 export const status = (id, signal) => json(`/status/${id}`, { signal })
 export const outputs = (id) => json(`/outputs/${id}`)
@@ -97,6 +124,20 @@ function boundary() {
 }
 
 export const idempotencyKey = boundary
+
+/** A small job in one request, for `seconds` at most: what was accepted, and batches of events:
+ *  its log, its end and its files. */
+export async function run(body, { key, seconds, signal }) {
+  const response = await request(`/run?inline=1&timeout=${seconds}`, {
+    method: 'POST', body, signal, accept: 'text/event-stream',
+    headers: { 'Content-Type': 'application/json', 'Idempotency-Key': key },
+  })
+  const batches = events(response)
+  const { value } = await batches.next().catch((error) => ({ value: error.name === 'AbortError' ? Promise.reject(error) : null }))
+  if (!value) throw new ApiError(0)
+  const [accepted, ...rest] = await value
+  return { accepted: JSON.parse(accepted.data), rest, batches }
+}
 
 /** XMLHttpRequest, because fetch tells nothing about the upload's progress. */
 export function submit(body, { key, onProgress = () => {}, signal } = {}) {

@@ -2,7 +2,7 @@
 
 import { computed, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
 import { ConfirmButton, menuItem, meter, popover } from './controls.js'
-import { amount, bytes, countdown, instant, roughly, seconds, visible } from './format.js'
+import { amount, bytes, countdown, instant, plural, roughly, seconds, visible } from './format.js'
 import { html } from './html.js'
 import { icon } from './icons.js'
 import { LogView } from './logview.js'
@@ -67,7 +67,7 @@ function queueDetail() {
 
 const stepper = () => {
   const at = ORDER[job.phase], times = durations()
-  const details = [uploadDetail(), queueDetail(), '', '']
+  const details = [uploadDetail(), queueDetail(), '', job.outputs.length ? plural(job.outputs.length, 'file') : '']
   const neverRan = job.phase === 'done' && job.timeline.started == null
   const isUnknown = job.phase === 'gone' && job.timeline.submitted == null // a link to what is no longer there
   return html`<ol class="steps" aria-label="Progress">${['Upload', 'Queue', 'Run', 'Outputs'].map((name, i) => {

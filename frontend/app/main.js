@@ -16,19 +16,25 @@ watchEffect(() => {
   const { title } = store.job
   const isIdle = mood.value === 'idle'
   document.title = isIdle ? 'sandrun' : `${stateText.value}${title ? ` – ${title.split('/').pop()}` : ''} – sandrun`
-  const colour = ICON_COLOURS[mood.value]
-  const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><rect x="1" y="1" width="22" height="22" rx="6" fill="${colour}"/><path d="M8.5 7v10l8-5z" fill="#15130e"/></svg>`
-  const link = document.querySelector('link[rel=icon]')
-  link.href = `data:image/svg+xml,${encodeURIComponent(svg)}`
 })
+
+// Browsers draw an icon anew for each change: not while there is something to see on the page.
+let iconTimer = 0
+watch(mood, (now) => {
+  clearTimeout(iconTimer)
+  iconTimer = setTimeout(() => {
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24"><rect x="1" y="1" width="22" height="22" rx="6" fill="${ICON_COLOURS[now]}"/><path d="M8.5 7v10l8-5z" fill="#15130e"/></svg>`
+    document.querySelector('link[rel=icon]').href = `data:image/svg+xml,${encodeURIComponent(svg)}`
+  }, 300)
+}, { immediate: true })
 
 watch(mood, (now) => {
   if (now === 'running') store.spoken.value = 'The job has started'
 })
 
 // Where the panes stand below each other, a run leads to its results.
-watch(() => store.job.phase, (now) => {
-  if (!['packing', 'uploading'].includes(now) || !matchMedia('(max-width: 899px)').matches) return
+watch(store.launches, () => {
+  if (!matchMedia('(max-width: 899px)').matches) return
   const calm = matchMedia('(prefers-reduced-motion: reduce)').matches
   document.querySelector('.pane.job').scrollIntoView({ block: 'start', behavior: calm ? 'auto' : 'smooth' })
 })
@@ -112,5 +118,5 @@ const App = {
 
 const app = createApp(App)
 app.config.errorHandler = (error) => { throw error }
-app.mount('#app')
 store.start()
+app.mount('#app')

@@ -109,6 +109,8 @@ const Preview = {
       if (!file.size_bytes) return Object.assign(state, { kind: 'note', note: 'This file is empty.' })
       if (whole && file.size_bytes > most) return Object.assign(state, { kind: 'note', note: TooLarge })
       try {
+        const given = await store.handedOver(file.path)
+        if (given && !signal.aborted) return show(kind, mime, given, false)
         const response = await api.openFile(fileAddress(file), { signal, range: file.size_bytes > most ? most : null })
         const content = new Uint8Array(await response.arrayBuffer())
         if (signal.aborted) return

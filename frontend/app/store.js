@@ -3,7 +3,7 @@
 import { computed, markRaw, reactive, ref, shallowReactive, shallowRef } from '../vendor/vue.runtime.esm-browser.prod.js'
 import * as api from './api.js'
 import { examplesFor } from './examples.js'
-import { bytes as formatBytes, count, instant, plural, visible } from './format.js'
+import { baseName, bytes as formatBytes, count, instant, plural, visible } from './format.js'
 import { looksSecret, readDrop, readPicker, readSkipped } from './intake.js'
 import { LogBuffer } from './log.js'
 import { detectEntrypoint, detectInterpreter, emptyForm, fromManifest, problems, toManifest } from './manifest.js'
@@ -14,6 +14,9 @@ import { headline } from './verdict.js'
 const MIB = 1024 * 1024
 const MAX_EDITABLE = MIB // bytes; beyond that a textarea is no editor
 const MAX_INLINE = 200 * 1024 // of edited text sent as JSON instead of as an archive
+const LIVE_S = 2 // a small job's answer tells it all; a longer one is followed by WebSocket
+const REST_MS = 300 // what can wait does, until results are on the screen
+const PATIENCE_MS = 120 // what ends sooner is shown when it has ended
 
 // ── the clock: one for every countdown ───────────────────────────────────────
 
@@ -21,6 +24,7 @@ export const clock = ref(Date.now())
 let clockTimer = 0
 function tick() {
   clock.value = Date.now()
+  clearTimeout(clockTimer)
   clockTimer = setTimeout(tick, job.active ? 100 : 1000)
 }
 
@@ -60,10 +64,7 @@ export async function connect(address) {
   try {
     const info = await api.info()
     if (info?.service == null) throw new api.ApiError(200, { error: 'Not a sandrun server', code: 'not_sandrun' })
-    server.info = info
-    server.interpreters = (info.interpreters ?? []).map((name) =>
-      (typeof name === 'string' ? { name, version: '', extensions: [] } : name))
-    server.reach = 'ready'
+    takeInfo(info)
     if (api.connection.base) writeStorage(API_KEY, api.connection.base)
   } catch (error) {
     // A static server answers with this very page: then a field asks for the API.
@@ -77,16 +78,28 @@ export async function connect(address) {
   return true
 }
 
-async function refreshEnvironments() {
-  const found = await api.environments()
+function takeInfo(info) {
+  server.info = info
+  server.interpreters = (info.interpreters ?? []).map((name) =>
+    (typeof name === 'string' ? { name, version: '', extensions: [] } : name))
+  server.reach = 'ready'
+}
+
+function takeEnvironments(found) {
   server.environments = found.environments ?? []
   if (found.interpreters?.length) server.interpreters = found.interpreters
 }
 
+function takeStats(stats) {
+  server.stats = stats
+  server.statsAt = Date.now()
+}
+
+const refreshEnvironments = async () => takeEnvironments(await api.environments())
+
 async function refreshStats() {
   try {
-    server.stats = await api.stats()
-    server.statsAt = Date.now()
+    takeStats(await api.stats())
     if (server.reach === 'offline') server.reach = 'ready'
   } catch (error) {
     if (error.status === 0 && server.reach === 'ready') {
@@ -368,7 +381,7 @@ const emptyJob = () => ({
   id: '', viewId: '', readonly: false, title: '',
   phase: 'none', // none, packing, uploading, queued, running, collecting, done, gone
   status: '', exit_reason: null, position: 0, eta: null, meta: {}, evidence: [], advice: null,
-  timeline: {}, limits: {}, manifest: null, outputs: [], skippedOutputs: {}, outputsKnown: false,
+  timeline: {}, limits: {}, manifest: null, outputs: [], skippedOutputs: {},
   upload: { sent: 0, total: 0, speed: 0, packed: 0, files: 0 }, uploadMs: null, collectMs: null,
   link: 'live', goneWhy: '', began: 0, cancelling: false,
 })
@@ -378,6 +391,39 @@ export const log = shallowRef(new LogBuffer())
 export const logVersion = ref(0)
 export const refusal = ref(null) // {message, code, field, until, armed}
 export const history = ref([])
+
+// Small outputs that come with a run's own answer. A preview that finds its file here asks nobody.
+class Handed {
+  constructor() {
+    this.files = new Map()
+    this.isOver = false
+    this.waiting = []
+  }
+
+  put(path, data) {
+    this.files.set(path, data)
+    this._wake()
+  }
+
+  close() {
+    this.isOver = true
+    this._wake()
+  }
+
+  _wake() {
+    for (const done of this.waiting.splice(0)) done()
+  }
+
+  async bytesOf(path) {
+    while (!this.files.has(path) && !this.isOver) await new Promise((done) => this.waiting.push(done))
+    return this.files.has(path) ? Uint8Array.from(atob(this.files.get(path)), (c) => c.charCodeAt(0)) : null
+  }
+}
+
+let handed = null
+
+/** The bytes of an output that is here already, or null. */
+export const handedOver = (path) => handed?.bytesOf(path) ?? null
 
 let stream = null
 let uploadAbort = null
@@ -390,13 +436,13 @@ function setPhase(phase) {
   if (job.phase === phase) return
   job.phase = phase
   job.active = ACTIVE.has(phase)
-  clearTimeout(clockTimer)
   tick()
 }
 
 function forgetJob() {
   stream?.stop()
   stream = null
+  handed = null
   clearTimeout(statusTimer)
   Object.assign(job, emptyJob())
   job.active = false
@@ -408,66 +454,123 @@ export const canRun = computed(() =>
   server.reach === 'ready' && paths.value.length > 0 && !Object.keys(formProblems.value).length
   && !uploadProblem.value && !['packing', 'uploading'].includes(job.phase))
 
+export const launches = ref(0) // how many runs the page has begun to show
+let launching = false
+
 export async function run() {
+  if (launching) return
   if (!canRun.value) {
     const why = uploadProblem.value || Object.values(formProblems.value)[0]
       || (paths.value.length ? '' : 'There is nothing to run yet')
     if (why) say(why, { kind: 'warning' })
     return
   }
+  launching = true
   refusal.value = null
-  const before = { ...job }, linesBefore = log.value
-  forgetJob()
-  const sent = manifest.value
-  job.title = entrypoint.value || paths.value[0]
-  job.manifest = sent
-  job.limits = { ...defaults.value, ...sent }
-  job.began = performance.now()
-  setPhase('packing')
-  uploadAbort = new AbortController()
+  const launch = new Launch(manifest.value)
+  uploadAbort = launch.abort
   try {
-    const answer = await send(sent, uploadAbort.signal)
-    job.uploadMs = performance.now() - job.began
-    remember(answer, sent)
-    follow(answer.job_id, { viewId: answer.view_id, answer })
+    const { answer, opening } = await send(launch)
+    launch.show('queued')
+    job.uploadMs = launch.uploadMs
+    remember(answer, launch.manifest)
+    follow(answer.job_id, { viewId: answer.view_id, answer, opening })
   } catch (error) {
-    // Nothing has begun: what the last job said stays where it was.
-    forgetJob()
+    launch.takeBack()
     if (error.name !== 'AbortError') refuse(error)
-    if (before.phase !== 'none') {
-      Object.assign(job, before)
-      log.value = linesBefore
-      logVersion.value++
+  } finally {
+    launching = false
+  }
+}
+
+/** A run before it is accepted. Until `show` the page says what it said before: a job that
+ *  ends in an instant makes nothing flicker, and a refused one takes nothing away. */
+class Launch {
+  constructor(sent) {
+    this.manifest = sent
+    this.abort = new AbortController()
+    this.began = performance.now()
+    this.before = null
+    this.timer = setTimeout(() => this.show('uploading'), PATIENCE_MS)
+  }
+
+  show(phase) {
+    clearTimeout(this.timer)
+    if (!this.before) {
+      this.before = { job: { ...job }, log: log.value, handed }
+      forgetJob()
+      job.title = entrypoint.value || paths.value[0]
+      job.manifest = this.manifest
+      job.limits = { ...defaults.value, ...this.manifest }
+      job.began = this.began
+      launches.value++
     }
-    clearTimeout(clockTimer)
+    setPhase(phase)
+  }
+
+  accepted() {
+    this.uploadMs = performance.now() - this.began
+  }
+
+  takeBack() {
+    clearTimeout(this.timer)
+    if (!this.before) return
+    forgetJob()
+    Object.assign(job, this.before.job)
+    log.value = this.before.log
+    handed = this.before.handed
+    logVersion.value++
     tick()
   }
 }
 
-async function send(sent, signal) {
+async function send(launch) {
   const edited = work.files.every((file) => file.text != null)
-  const key = api.idempotencyKey()
-  if (edited && totalSize.value < MAX_INLINE) {
-    setPhase('uploading')
-    const files = Object.fromEntries(work.files.map((file) => [file.path, file.text]))
-    return retrying(() => api.submit(JSON.stringify({ manifest: sent, files }), { key, signal }))
-  }
+  if (edited && totalSize.value < MAX_INLINE) return sendSmall(launch)
+  const { signal } = launch.abort
+  launch.show('packing')
   const blob = await pack(work.files.map(entryOf), { signal, onFile: () => { job.upload.packed++ } })
   if (blob.size > maxUpload.value) {
     throw new api.ApiError(413, {
       error: `The packed upload has ${formatBytes(blob.size)}; this server takes ${formatBytes(maxUpload.value)}`, code: 'body_too_large',
     })
   }
-  setPhase('uploading')
+  launch.show('uploading')
   job.upload.total = blob.size
   const body = new FormData()
-  body.append('manifest', new Blob([JSON.stringify(sent)], { type: 'application/json' }))
+  body.append('manifest', new Blob([JSON.stringify(launch.manifest)], { type: 'application/json' }))
   body.append('files', blob, 'job.tar.gz')
   const start = performance.now()
   const onProgress = (loaded, total) => {
     Object.assign(job.upload, { sent: loaded, total, speed: loaded / Math.max(0.001, (performance.now() - start) / 1000) })
   }
-  return retrying(() => api.submit(body, { key, onProgress, signal }))
+  const key = api.idempotencyKey()
+  const answer = await retrying(() => api.submit(body, { key, onProgress, signal }))
+  launch.accepted()
+  return { answer, opening: null }
+}
+
+async function sendSmall(launch) {
+  const files = Object.fromEntries(work.files.map((file) => [file.path, file.text]))
+  const body = JSON.stringify({ manifest: launch.manifest, files })
+  const key = api.idempotencyKey(), { signal } = launch.abort
+  const { accepted, rest, batches } = await retrying(() => api.run(body, { key, seconds: LIVE_S, signal }))
+  launch.accepted()
+  if (!rest.length) {
+    // The log and the end of a short job are about to come: they are shown at once.
+    const next = batches.next().catch(() => ({ done: true }))
+    const { done, value } = await Promise.race([next, new Promise((resolve) => setTimeout(() => resolve({}), PATIENCE_MS))])
+    if (value) rest.push(...value)
+    else if (!done) return { answer: accepted, opening: { rest, batches: after(next, batches), abort: launch.abort } }
+  }
+  return { answer: accepted, opening: { rest, batches, abort: launch.abort } }
+}
+
+async function* after(next, batches) {
+  const { done, value } = await next
+  if (done) return
+  yield value
+  yield* batches
 }
 
 // A lost answer is asked for once more under the same key: the job never runs twice.
@@ -542,13 +645,14 @@ function leave(why) {
 
 // ── following a job ──────────────────────────────────────────────────────────
 
-function follow(id, { viewId = '', readonly = false, answer = null } = {}) {
+function follow(id, { viewId = '', readonly = false, answer = null, opening = null } = {}) {
   job.id = id
   job.viewId = viewId
   job.readonly = readonly
   setPhase('queued')
   setFragment(readonly ? `view=${id}` : `job=${id}`)
   const isCurrent = () => job.id === id
+  const own = handed = opening ? new Handed() : null
   stream = new LogStream(id, {
     records: (records) => {
       if (!isCurrent()) return
@@ -556,19 +660,22 @@ function follow(id, { viewId = '', readonly = false, answer = null } = {}) {
       if (log.value.push(records)) logVersion.value++
     },
     state: (state) => { if (isCurrent()) job.link = state },
-    end: () => { if (isCurrent()) finish(id) },
+    end: (said) => { if (isCurrent()) finish(id, said) },
     gone: () => { if (isCurrent()) leave('expired') },
     reset: () => {
       if (!isCurrent()) return
       log.value = new LogBuffer()
       logVersion.value++
     },
-  })
+    output: ({ path, data_base64: data }) => own.put(path, data),
+    over: () => own.close(),
+  }, opening)
+  if (!job.active) return // it has ended already
   if (answer) {
     // It was said just now; a short job's log is here before anything else can be said.
     job.position = answer.position
     job.eta = answer.eta_s
-    statusTimer = setTimeout(() => lookAfter(id), 300)
+    statusTimer = setTimeout(() => lookAfter(id), REST_MS)
   } else lookAfter(id)
 }
 
@@ -601,17 +708,17 @@ function takeStatus(found, id) {
   if (found.status === 'running' && job.phase === 'queued') setPhase('running')
 }
 
-async function finish(id) {
+async function finish(id, said) {
+  clearTimeout(statusTimer)
+  if (said.outputs) return finished(id, said, said.outputs.map(fromRun))
   setPhase('collecting')
   const start = performance.now()
-  clearTimeout(statusTimer)
   for (let attempt = 0; ; attempt++) {
     try {
       const [found, files] = await Promise.all([api.status(id), api.outputs(id)])
       if (job.id !== id) return
-      takeStatus(found, id)
-      job.outputs = files.files ?? []
-      break
+      job.collectMs = performance.now() - start
+      return finished(id, found, files.files ?? [])
     } catch (error) {
       if (job.id !== id) return
       if (error.status === 404) return leave('expired')
@@ -619,12 +726,17 @@ async function finish(id) {
       if (job.id !== id) return
     }
   }
-  job.outputsKnown = true
-  job.collectMs = performance.now() - start
+}
+
+const fromRun = (file) => ({ ...file, name: baseName(file.path), mime_type: file.type })
+
+function finished(id, found, outputs) {
+  takeStatus(found, id)
+  job.outputs = outputs
   setPhase('done')
   note({ id, state: job.status, exit_reason: job.exit_reason })
   spoken.value = `${headline(job)}. ${plural(job.outputs.length, 'output file')}.`
-  refreshStats()
+  setTimeout(refreshStats, REST_MS)
 }
 
 /** Reading a failed job keeps it a while longer: ask when it goes now. */
@@ -752,10 +864,22 @@ function openFragment() {
 
 // ── the start ────────────────────────────────────────────────────────────────
 
-export async function start() {
+/** Before the first paint: what the page brought is in it. */
+export function start() {
   loadHistory()
   tick()
+  const brought = api.brought()
+  if (brought) {
+    takeInfo(brought.info)
+    takeEnvironments(brought.environments)
+    takeStats(brought.stats)
+  }
   openExample(examples.value[0])
+  if (brought) begin()
+  else connectFirst().then(begin)
+}
+
+async function connectFirst() {
   const asked = new URLSearchParams(location.hash.slice(1)).get('api')
   // A link may suggest an API, but only one that this browser has used before is taken
   // without a click: files go there.
@@ -766,6 +890,9 @@ export async function start() {
     if (known && (!asked || asked === known)) await connect(known)
   }
   if (work.pristine && work.example) openExample(examples.value.find(({ id }) => id === work.example) ?? examples.value[0])
+}
+
+function begin() {
   openFragment()
   addEventListener('hashchange', openFragment)
   const look = () => {

@@ -10,8 +10,9 @@ const FRAME_MS = 40
 const TRANSPORTS = ['websocket', 'sse', 'polling']
 
 export class LogStream {
-  /** on: {records(list), state(name), end(event), gone(), reset()} */
-  constructor(id, on) {
+  /** on: {records(list), state(name), end(event), gone(), reset(), output(file), over()}
+   *  opening: the answer of /run, which tells it all unless it takes too long: {rest, batches, abort}. */
+  constructor(id, on, opening = null) {
     this.id = id
     this.on = on
     this.cursor = 0
@@ -26,14 +27,29 @@ export class LogStream {
     this.flushTimer = 0
     this._onOnline = () => this._retryNow()
     addEventListener('online', this._onOnline)
-    this._connect()
+    if (opening) this._open(opening)
+    else this._connect()
+  }
+
+  async _open({ rest, batches, abort }) {
+    this.abort = abort
+    try {
+      for (const event of rest) this._event(event)
+      for await (const batch of batches) for (const event of batch) this._event(event)
+    } catch { /* what was missed is asked for from the cursor on */ }
+    this.on.over()
+    if (!this.stopped) this._connect()
   }
 
   stop() {
+    this._rest()
+    this.abort?.abort()
+  }
+
+  _rest() {
     this.stopped = true
     clearTimeout(this.flushTimer)
     clearTimeout(this.timer)
-    this.abort?.abort()
     removeEventListener('online', this._onOnline)
   }
 
@@ -92,7 +108,7 @@ export class LogStream {
   _take(message) {
     if (message.event === 'end') {
       this._flush()
-      this.stop()
+      this._rest() // and no more: small files may follow
       this.on.end(message)
       return
     }
@@ -161,31 +177,19 @@ export class LogStream {
       return this._neverOpened()
     }
     this._opened()
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader()
-    let text = ''
-    for (;;) {
-      const { done, value } = await reader.read()
-      if (done) throw new Error('sse: closed')
-      text += value
-      const events = text.split(/\r?\n\r?\n/)
-      text = events.pop()
-      for (const event of events) this._sseEvent(event)
+    for await (const batch of api.events(response)) {
+      for (const event of batch) this._event(event)
       if (this.stopped) return
     }
+    throw new Error('sse: closed')
   }
 
-  _sseEvent(event) {
-    const fields = { event: '', id: '', data: '' }
-    for (const line of event.split(/\r?\n/)) {
-      const [, name, value] = /^(\w+): ?(.*)$/.exec(line) ?? []
-      if (name === 'data') fields.data += value
-      else if (name) fields[name] = value
-    }
-    if (!fields.data) return
-    const message = JSON.parse(fields.data)
-    if (fields.event && fields.event !== 'message' && !message.event) message.event = fields.event
-    if (message.seq == null && fields.id) message.seq = Number(fields.id)
-    this._take(message)
+  _event({ event, id, data }) {
+    const message = JSON.parse(data)
+    if (event === 'output') return this.on.output(message)
+    if (event && event !== 'message') message.event = event
+    if (message.seq == null && id) message.seq = Number(id)
+    if (!this.stopped) this._take(message)
   }
 
   async _poll(signal) {

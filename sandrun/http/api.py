@@ -180,6 +180,15 @@ class RunReply(Status):
     outputs: list[InlineOutput]
 
 
+class RunEnd(Status):
+    """The ``end`` of /run as an event stream: the log has come already, record by record."""
+
+    view_id: str
+    cursor: int
+    outputs: list[InlineOutput]
+    event: str = "end"
+
+
 class LogRecord(_Reply, omit_defaults=True):
     """One piece of output. ``t`` is in seconds since the job began.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sandrun.errors import ProtocolError, RequestError
@@ -192,6 +193,26 @@ class Watch:
             self._fell_silent = False
             return False
         return True
+
+
+@contextlib.contextmanager
+def until(gone: asyncio.Future[None], timeout_s: float | None) -> Iterator[asyncio.Future[None]]:
+    """Done once the client is ``gone`` or the time is over."""
+    loop = asyncio.get_running_loop()
+    over: asyncio.Future[None] = loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    timer = None if timeout_s is None else loop.call_later(timeout_s, end)
+    gone.add_done_callback(end)
+    try:
+        yield over
+    finally:
+        gone.remove_done_callback(end)
+        if timer is not None:
+            timer.cancel()
 
 
 async def wait_ended(job: Job, timeout_s: float | None) -> bool:

@@ -30,19 +30,25 @@ from sandrun.http.ranges import (
 )
 from sandrun.http.router import Match, Router, not_found
 from sandrun.http.spool import Spool
-from sandrun.http.static import Asset, Static
+from sandrun.http.static import Static
 from sandrun.http.submission import check_media_type, read_submission
 from sandrun.job import MIB
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 
     from sandrun.http.app import App
     from sandrun.http.jobs import Job, Kept
     from sandrun.http.quota import Client
     from sandrun.job import OutputFile
+    from sandrun.logs import Gap, Record
 
 NO_STORE: Final = (("Cache-Control", "no-store"), *CORS)
+EVENTS: Final = (
+    ("Content-Type", "text/event-stream; charset=utf-8"),
+    ("X-Accel-Buffering", "no"),
+    *NO_STORE,
+)
 DOWNLOAD_POLICY: Final = (
     ("Content-Security-Policy", "sandbox; default-src 'none'"),
     ("Cross-Origin-Resource-Policy", "cross-origin"),
@@ -109,28 +115,36 @@ class Handlers:
 
     async def index(self, exchange: Exchange, _: Match) -> None:
         """The page for a browser, JSON for everybody else."""
+        info = views.service_info(self.app, __version__)
         page = self.static.page
         if page is not None and prefers(exchange.request, "text/html", "application/json"):
-            await self._asset(exchange, page, (("Vary", "Accept, Accept-Encoding"),))
+            client = self.app.quota.client(exchange.request.client, self.app.clock())
+            answers = {
+                "info": info,
+                "environments": views.environments(self.app),
+                "stats": views.stats(self.app, client),
+            }
+            headers = (
+                ("Cache-Control", "no-store"),
+                ("Content-Security-Policy", page.policy),
+                ("Vary", "Accept, Accept-Encoding"),
+            )
+            body = self.static.page_with(api.encode(answers))
+            await exchange.respond(Response(200, body, page.type, headers))
             return
-        info = views.service_info(self.app, __version__)
         await exchange.respond(Response(200, api.encode(info), headers=(("Vary", "Accept"), *CORS)))
 
     async def asset(self, exchange: Exchange, match: Match) -> None:
         """A part of the page."""
-        await self._asset(exchange, self.static.assets[match.path], (("Vary", "Accept-Encoding"),))
-
-    async def _asset(
-        self, exchange: Exchange, asset: Asset, vary: tuple[tuple[str, str], ...]
-    ) -> None:
+        asset = self.static.assets[match.path]
         request = exchange.request
         # Another content would have another address: nobody need ask for this one again.
         lasting = request.query.get("v") == asset.version
-        headers = (
+        headers: tuple[tuple[str, str], ...] = (
             ("ETag", asset.etag),
             ("Cache-Control", "max-age=31536000, immutable" if lasting else "no-cache"),
             ("Content-Security-Policy", asset.policy),
-            *vary,
+            ("Vary", "Accept-Encoding"),
         )
         if none_match(request.headers.get("if-none-match"), asset.etag):
             await exchange.respond(Response(304, content_type="", headers=headers))
@@ -194,6 +208,9 @@ class Handlers:
         timeout_s = number(query, "timeout", MAX_RUN_S) if "timeout" in query else None
         inline = flag(query, "inline")
         job = await self._accept(exchange)
+        if wants_events(exchange.request):
+            await self._run_events(exchange, job, timeout_s, inline=inline)
+            return
         ended = await follow.wait_ended(job, timeout_s)
         kept = job.kept.hold() if job.kept else None  # it may be wiped while we answer
         try:
@@ -210,6 +227,55 @@ class Handlers:
         finally:
             if kept is not None:
                 kept.release()
+
+    async def _run_events(
+        self, exchange: Exchange, job: Job, timeout_s: float | None, *, inline: bool
+    ) -> None:
+        """The ids at once, the log as it grows, and everything else with the end: one
+        answer where others need a submission, a stream and three questions.
+        """
+        quota = self.app.quota.headers(job.client, self.app.clock())
+        await exchange.start(200, (*EVENTS, *quota), None)
+        accepted = api.encode(views.submitted(self.app, job))
+        await exchange.write(b"event: job\ndata: %b\n\n" % accepted)
+        with follow.until(exchange.gone, timeout_s) as over:
+            steps = follow.follow(job, 0, over, KEEPALIVE_S, exchange.silent)
+            position = await self._write_events(exchange, steps, 0)
+        if not over.done():  # else there may be more of the log
+            kept = job.kept.hold() if job.kept else None  # it may be wiped while we write
+            try:
+                outputs = self._inline_outputs(job, inline=inline)
+                listed = [msgspec.structs.replace(file, data_base64=None) for file in outputs]
+                end = views.run_end(self.app, job, position, listed)
+                await exchange.write(b"event: end\ndata: %b\n\n" % api.encode(end))
+                # After the end: who waits for the verdict does not wait for files.
+                for file in outputs:
+                    if file.data_base64 is not None:
+                        await exchange.write(b"event: output\ndata: %b\n\n" % api.encode(file))
+            finally:
+                if kept is not None:
+                    kept.release()
+        await exchange.finish()
+
+    async def _write_events(
+        self,
+        exchange: Exchange,
+        steps: AsyncGenerator[list[Record | Gap], None],
+        position: int,
+    ) -> int:
+        """Records as events. The cursor after the last one."""
+        decode = views.TextDecoder()
+        async with aclosing(steps):
+            async for entries in steps:
+                lines = [
+                    b"id: %d\ndata: %b\n\n"
+                    % (entry.seq, api.encode(views.log_record(entry, decode(entry))))
+                    for entry in entries
+                ]
+                await exchange.write(b"".join(lines) or b":\n\n")
+                if entries:
+                    position = entries[-1].seq
+        return position
 
     def _inline_outputs(self, job: Job, *, inline: bool) -> list[api.InlineOutput]:
         room = INLINE_TOTAL_BYTES if inline else -1
@@ -474,7 +540,7 @@ class Handlers:
             await self._stream_websocket(exchange, job, since)
         elif request.method == "HEAD":
             await exchange.respond(Response(200, b"", "text/plain; charset=utf-8", NO_STORE))
-        elif "text/event-stream" in (request.headers.get("accept") or ""):
+        elif wants_events(request):
             await self._stream_events(exchange, job, since)
         else:
             await self._stream_text(exchange, job, since)
@@ -501,24 +567,11 @@ class Handlers:
             gone.cancel()
 
     async def _stream_events(self, exchange: Exchange, job: Job, since: int) -> None:
-        headers = (
-            ("Content-Type", "text/event-stream; charset=utf-8"),
-            ("X-Accel-Buffering", "no"),
-            *NO_STORE,
-        )
-        await exchange.start(200, headers, None)
+        await exchange.start(200, EVENTS, None)
         await exchange.write(b"retry: 1000\n\n")
-        decode = views.TextDecoder()
         # Who sends no more gets a comment: if he is gone, his host's reset says so.
         steps = follow.follow(job, since, exchange.gone, KEEPALIVE_S, exchange.silent)
-        async with aclosing(steps):
-            async for entries in steps:
-                lines = [
-                    b"id: %d\ndata: %b\n\n"
-                    % (entry.seq, api.encode(views.log_record(entry, decode(entry))))
-                    for entry in entries
-                ]
-                await exchange.write(b"".join(lines) or b":\n\n")
+        await self._write_events(exchange, steps, since)
         await exchange.write(b"event: end\ndata: %b\n\n" % api.encode(log_end(job)))
         await exchange.finish()
 
@@ -715,6 +768,11 @@ def idempotency_key(request: Request) -> str | None:
             details={"field": "Idempotency-Key"},
         )
     return key
+
+
+def wants_events(request: Request) -> bool:
+    """Whether the answer shall be Server-Sent Events."""
+    return "text/event-stream" in (request.headers.get("accept") or "")
 
 
 def cursor(request: Request) -> int:

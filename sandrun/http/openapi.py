@@ -50,12 +50,15 @@ DOCS: Final[dict[str, Doc]] = {
     "upload": Doc(api.UploadProgress, key=True, statuses=(400, 404)),
     "run": Doc(
         api.RunReply,
+        # "job" (Submitted), LogRecords, "end" (RunEnd), then "output" (InlineOutput); without
+        # an "end" if the time was over first: the log goes on at /logs/{id}/stream.
+        ("text/event-stream",),
         body=api.SubmitBody,
         form=True,
         key=False,
         query=(
             ("timeout", _SECONDS, "longest wait in seconds; then 202 and the job goes on"),
-            ("inline", _FLAG, "1: small outputs are in the reply, base64"),
+            ("inline", _FLAG, "1: small outputs are in the reply, base64 (or follow as events)"),
         ),
         statuses=(202, *_INTAKE),
     ),
@@ -128,7 +131,13 @@ _TEXTS: Final = {
 def document() -> dict[str, Any]:
     """The whole description. A dict in JSON's types."""
     used = [kind for doc in DOCS.values() for kind in (doc.reply, doc.body) if kind is not None]
-    extra: list[type[msgspec.Struct]] = [api.Problem, api.LogRecord, api.LogEnd, Manifest]
+    extra: list[type[msgspec.Struct]] = [
+        api.Problem,
+        api.LogRecord,
+        api.LogEnd,
+        api.RunEnd,
+        Manifest,
+    ]
     known = sorted({*used, *extra}, key=lambda kind: kind.__name__)
     schemas, components = msgspec.json.schema_components(
         known, ref_template="#/components/schemas/{name}"

@@ -131,6 +131,16 @@ def run_reply(app: App, job: Job, logs: api.Logs, outputs: list[api.InlineOutput
     )
 
 
+def run_end(app: App, job: Job, cursor: int, outputs: list[api.InlineOutput]) -> api.RunEnd:
+    """For /run as an event stream."""
+    return api.RunEnd(
+        **_status_fields(app, job, job.id),  # type: ignore[arg-type]
+        view_id=job.view_id,
+        cursor=cursor,
+        outputs=outputs,
+    )
+
+
 def submitted(app: App, job: Job) -> api.Submitted:
     """For /submit."""
     position = app.position(job)

@@ -1,5 +1,6 @@
 """The page in the words of its user, over Playwright's."""
 
+import json
 import re
 
 from playwright.sync_api import expect
@@ -65,10 +66,12 @@ class Page:
         expect(self.headline).to_have_text(headline)
 
     def run(self, code=None, headline="Completed"):
+        """Run and wait for the end. Until the job is accepted the page shows the last one."""
         if code is not None:
             self.write(code)
+        before = self.raw.evaluate("location.hash")
         self.start()
-        expect(self.raw.locator(".state.idle")).to_have_count(0)
+        self.eventually(f"location.hash !== {json.dumps(before)}")
         self.ended(headline)
 
     def example(self, title):

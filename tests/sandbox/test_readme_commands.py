@@ -26,9 +26,15 @@ def test_the_commands_of_the_readme_do_what_they_say(server, tmp_path):
     assert done.returncode == 0, done.stderr
     answer, end = json.JSONDecoder().raw_decode(done.stdout)
     assert answer["stdout"] == "42\n"
-    answer, end = json.JSONDecoder().raw_decode(done.stdout, end)
+    events, file, rest = done.stdout[end:].partition("event: output\n")
+    assert [line for line in events.splitlines() if line.startswith("event")] == [
+        "event: job",
+        "event: end",
+    ]
+    _, _, rest = (file + rest).partition("\n\n")
+    answer, end = json.JSONDecoder().raw_decode(rest)
     assert answer["output_files"].keys() == {"said.txt"}
-    upload, end = json.JSONDecoder().raw_decode(done.stdout, end)
+    upload, end = json.JSONDecoder().raw_decode(rest, end)
     assert upload["status"] == "accepted"
     with tarfile.open(tmp_path / "outputs.tar.gz") as archive:
         assert archive.getnames() == ["said.txt"]

@@ -58,6 +58,61 @@ def test_inline_outputs(node: Any) -> None:
     assert base64.b64decode(output["data_base64"]) == b"42\n"
 
 
+EVENTS = {"Accept": "text/event-stream"}
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, data) of each event; a record's has none."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+        if "data" in fields:
+            found.append((fields.get("event", ""), msgspec.json.decode(fields["data"])))
+    return found
+
+
+def test_run_as_an_event_stream_tells_everything_in_one_answer(node: Any) -> None:
+    reply = node.client.post("/run", params={"inline": "1"}, json={"code": "x"}, headers=EVENTS)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    (_, job), (_, record), (_, end), (_, file) = events = events_of(reply.text)
+    assert [name for name, _ in events] == ["job", "", "end", "output"]
+    assert job["status"] == "queued"
+    assert job["view_id"] == end["view_id"]
+    assert record["data"] == "hello\n"
+    assert end["cursor"] == record["seq"]
+    assert "data_base64" not in end["outputs"][0]
+    assert base64.b64decode(file["data_base64"]) == b"42\n"
+    # What both have is the same, whenever one asks.
+    status = node.client.get(f"/status/{job['job_id']}").json()
+    assert status["status"] == "completed"
+    assert {**end, "timeline": None} == {
+        **status,
+        "timeline": None,
+        **{key: end[key] for key in ("view_id", "cursor", "outputs", "event")},
+    }
+
+
+def test_an_event_stream_ends_with_its_time_and_the_job_goes_on(
+    start: Callable[..., Any],
+) -> None:
+    event = threading.Event()
+    node = start(script=hold(event))
+    reply = node.client.post("/run", params={"timeout": "0.2"}, json={"code": "x"}, headers=EVENTS)
+    (_, job), *records = events_of(reply.text)
+    event.set()
+    since = records[-1][1]["seq"] if records else 0
+    path = f"/logs/{job['job_id']}/stream"
+    rest = events_of(node.client.get(path, params={"since": since}, headers=EVENTS).text)
+    said = [data.get("data") or data["event"] for _, data in (*records, *rest)]
+    assert said == ["begun\n", "end"]
+
+
+def test_a_refused_run_is_no_event_stream(node: Any) -> None:
+    reply = node.client.post("/run", json={"code": "x", "manifest": {"timeout": -1}}, headers=EVENTS)
+    assert reply.status_code == 400
+    assert reply.headers["content-type"] == "application/json"
+
+
 def test_submit_status_logs_outputs_download(node: Any) -> None:
     ids = node.submit()
     assert ids["status"] == "queued"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
 import subprocess
+from base64 import b64encode
 
 import pytest
 
@@ -79,11 +83,30 @@ def test_a_circle_and_a_missing_module_are_refused() -> None:
         bundle({"a.js": circle["a.js"]}, "a.js")
 
 
-def test_the_served_page_asks_for_three_files_by_what_they_contain() -> None:
+def test_the_served_page_asks_for_two_files_by_what_they_contain() -> None:
     static = Static(find_frontend())
     assert static.page is not None
     page = static.page.body.decode()
-    for path in ("app.css", "app/early.js", "app/bundle.js"):
+    for path in ("app.css", "app/bundle.js"):
         assert f'"{path}?v={static.assets["/" + path].version}"' in page
-    assert page.count("?v=") == 3
+    assert page.count("?v=") == 2
     assert b"\nexport " not in static.assets[BUNDLE].body
+
+
+def test_what_stands_inside_the_page_is_allowed_by_its_hash_and_nothing_else() -> None:
+    static = Static(find_frontend())
+    assert static.page is not None
+    (inside,) = re.findall(rb"<script>(.*?)</script>", static.page.body, re.DOTALL)
+    digest = b64encode(hashlib.sha256(inside).digest()).decode()
+    assert f"script-src 'self' 'sha256-{digest}';" in static.page.policy
+    assert b"http-equiv" not in static.page.body  # two policies would both have to allow it
+
+
+def test_no_answer_can_end_the_element_that_carries_it() -> None:
+    static = Static(find_frontend())
+    answers = {"name": "</script><script>alert(1)</script><!--"}
+    page = static.page_with(json.dumps(answers).encode()).decode()
+    assert "alert(1)" in page
+    (carried,) = re.findall(r'<script type="application/json" id="given">(.*?)</script>', page)
+    assert "<" not in carried
+    assert json.loads(carried) == answers
