@@ -3,7 +3,7 @@
    zygote/child.py. */
 
 #include "init.h"
-#include "listener.h"
+#include "template.h"
 
 #include <fcntl.h>
 #include <grp.h>
@@ -310,14 +310,14 @@ struct process park_from_template(int template)
     int fds[MAX_FDS] = {(int)must(syscall(SYS_pidfd_open, getpid(), 0), "pidfd_open"), e.in[0],
                         e.out[1], e.err[1], e.go[1]};
     size_t attach_count = group_attach_fds(fds + 5, MAX_FDS - 6), count = 5 + attach_count;
-    char text[512] = "{\"op\":\"fork\",\"fds\":[\"pidfd\",\"stdin\",\"stdout\",\"stderr\",\"go\"";
+    char text[512] = FORK_REQUEST;
     for (size_t i = 0; i < attach_count; i++)
-        strcat(text, ",\"cgroup\"");
+        strcat(text, FORK_GROUP);
     if (job_ruleset >= 0) {
-        strcat(text, ",\"landlock\"");
+        strcat(text, FORK_LANDLOCK);
         fds[count++] = job_ruleset;
     }
-    strcat(text, "]}");
+    strcat(text, FORK_END);
     struct iovec part = {text, strlen(text)};
     union {
         struct cmsghdr head;

@@ -285,6 +285,7 @@ class Interpreter:
         self.preload = preload
         self.unseeded, self.drawn = _preload(preload)
         self.known = frozenset(sys.modules)
+        self.last_known = list(sys.modules)[-1]
         self.trusted = all(map(_is_safe_preload, sys.modules.values()))
         self.fast_end = atexit is not None
         if atexit:
@@ -427,8 +428,20 @@ class Interpreter:
             return False
         if sys.stderr is not sys.__stderr__:
             return False
-        new = [sys.modules[name] for name in list(sys.modules) if name not in self.known]
+        new = [sys.modules[name] for name in self.new_modules()]
         return all(map(_is_safe_module, new)) and _is_inert(self.gc.get_objects())
+
+    def new_modules(self):
+        """Names of modules that have come since. From the youngest on: a look at a name
+        writes to its reference count, and a fork would copy the pages of them all.
+        """
+        new = []
+        for name in reversed(sys.modules):
+            if name == self.last_known and len(new) + len(self.known) == len(sys.modules):
+                break  # else that one was taken out and came back
+            if name not in self.known:
+                new.append(name)
+        return new
 
 
 def _preload(names):
@@ -877,7 +890,7 @@ def _fresh(f):
     if "random" in modules:
         modules["random"].seed()
     if "numpy.random" in modules:
-        modules["numpy.random"].seed()
+        _seed_numpy(modules["numpy"])
     if "tempfile" in modules:
         modules["tempfile"]._name_sequence = None
     if "uuid" in modules:
@@ -891,6 +904,15 @@ def _fresh(f):
         modules["logging"]._startTime = modules["time"].time()
     elif "logging" in modules:  # 3.13
         modules["logging"]._startTime = modules["time"].time_ns()
+
+
+def _seed_numpy(numpy):
+    """Its seed() takes 0.3 ms in a fork: it copies 90 pages more than a state of chance."""
+    state = numpy.frombuffer(os.urandom(624 * 4), "u4")
+    try:
+        numpy.random.set_state(("MT19937", state, 624))  # used up: the next draw mixes it
+    except (TypeError, ValueError):  # a preloaded module has chosen another generator
+        numpy.random.seed()
 
 
 # Order matters. Groups while still privileged; the bounding set while there is
@@ -931,7 +953,7 @@ MAX_FDS = 32
 
 
 def _layouts(ctypes):
-    """struct limit, settings and order of fork.c."""
+    """struct limit and settings of fork.c."""
     number, long, pointer = ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
 
     class Limit(ctypes.Structure):
@@ -950,17 +972,7 @@ def _layouts(ctypes):
             ("program", pointer),
         ]
 
-    class Order(ctypes.Structure):
-        _fields_ = [  # noqa: RUF012
-            ("pidfd", number),
-            ("streams", number * 3),
-            ("go", number),
-            ("landlock", number),
-            ("group_count", number),
-            ("groups", pointer),
-        ]
-
-    return Limit, Settings, Order
+    return Limit, Settings
 
 
 class System:
@@ -979,20 +991,19 @@ class System:
         self.dup_above = lambda fd, low: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, low)
         self.unseeded = ()
         self.numpy_chance = None
-        self.fork_into = None
+        self.serve_forks = None
         if os.path.exists(FORK_LIBRARY):
-            self.fork_into = ctypes.PyDLL(FORK_LIBRARY).sandrun_fork_into
-            self.layouts = _layouts(ctypes)
+            library = ctypes.PyDLL(FORK_LIBRARY)
+            library.sandrun_inherit_program()
+            self.serve_forks = library.sandrun_serve_forks
 
-    def configure(self, fork):
+    def settings_of(self, fork):
         """What all forks have in common, for fork.c; all of it stays where it is."""
-        if not self.fork_into:
-            return
-        limit, settings, _ = self.layouts
+        limit, settings = _layouts(self.ctypes)
         limits = [limit(*(value % (1 << 64) for value in row)) for row in fork.rlimits]
         self.limits = (limit * len(limits))(*limits)
         self.program = self.ctypes.create_string_buffer(fork.program, len(fork.program))
-        self.settings = settings(
+        return settings(
             fork.uid,
             fork.gid,
             fork.last_capability,
@@ -1003,17 +1014,6 @@ class System:
             len(fork.program) // 8,
             self.ctypes.addressof(self.program),
         )
-
-    def arguments(self, fork):
-        """Of fork.c's function: the settings, and what this one gets."""
-        number, fds = self.ctypes.c_int32, fork.fds
-        streams = (number * 3)(fds["stdin"], fds["stdout"], fds["stderr"])
-        groups = (number * len(fork.groups))(*fork.groups)
-        place = self.ctypes.addressof(groups)
-        ruleset = fds.get("landlock", -1)
-        order = self.layouts[2](fds["pidfd"], streams, fds["go"], ruleset, len(groups), place)
-        order.kept = groups
-        return self.settings, order
 
     def check(self, result, what):
         if result < 0:
@@ -1060,8 +1060,8 @@ def _template(fd, preload, path):
     """Fork a waiting job process per request; only such a child ever returns."""
     try:
         _need_pipes()
+        system = System()  # before what is preloaded: see sandrun_inherit_program()
         interpreter = Interpreter(preload, path)
-        system = System()
         system.unseeded = interpreter.unseeded
         system.numpy_chance = NumpyChance(interpreter.gc.get_objects(), interpreter.drawn)
         warm_up(interpreter)
@@ -1077,8 +1077,12 @@ def _template(fd, preload, path):
         order = interpreter.parse(text)
         if order["op"] == "configure":
             settings = order
-            system.configure(Fork(system, settings, ()))
             requests.reply(READY)
+            if system.serve_forks:
+                fork = Fork(system, settings, ())
+                _serve_forks(fork, fd)
+                requests.detach()
+                return _wait_in_sandbox(interpreter, fork)
             continue
         fork = Fork(system, dict(settings, **order), fds)
         report = _fork_job(fork)
@@ -1098,38 +1102,24 @@ def _need_pipes():
         raise _Step("stdio", 0, "a template needs pipes as its standard streams")
 
 
-def _fork_cheaply(fork):
-    """As _fork_job, by a K1 that shares our memory. K2 is confined when it comes back to
-    Python. See native/fork.c.
+def _serve_forks(fork, fd):
+    """The same loop in C (native/fork.c), by a K1 that shares our memory. It comes back to
+    Python in K2s only, which are confined then.
     """
-    ctypes, python = fork.system.ctypes, fork.system.ctypes.pythonapi
-    step = ctypes.c_char_p()
-    arguments = fork.system.arguments(fork)
-    # What os.fork() does around its fork.
+    python = fork.system.ctypes.pythonapi
+    settings = fork.system.settings_of(fork)
+    # What os.fork() does before and after; the first is true of all that follow.
     python.PyOS_BeforeFork()
-    result = fork.system.fork_into(*map(ctypes.byref, (*arguments, step)))
-    if result == 0:
-        python.PyOS_AfterFork_Child()
-        fork.fds["go"] = GO_FD
-        fork.is_confined = True
-        return None
-    python.PyOS_AfterFork_Parent()
-    if result == 1:
-        return READY
-    name = step.value.decode()
-    return _report_of(_Step(name, -result, "%s: %s" % (name, os.strerror(-result))), "")
+    fork.system.serve_forks(fd, fork.system.ctypes.byref(settings))
+    python.PyOS_AfterFork_Child()
+    fork.fds["go"] = GO_FD
+    fork.is_confined = True
 
 
 def _fork_job(fork):
     """In the template: the reply. In K2: None. K1 never returns."""
     try:
         _take_steps(TEMPLATE_STEPS, fork)
-        if fork.system.fork_into and "pidfd" in fork.fds:
-            report = _fork_cheaply(fork)
-            if report is not None and report != READY:
-                # PID 1 waits for a word of the child that there is not.
-                os.write(fork.fds["go"], report)
-            return report
         pid = os.fork()
     except BaseException as error:  # noqa: BLE001 - this sandbox's fault, not the template's
         return _report_of(error, "fork")
