@@ -54,12 +54,17 @@ would promise what only ``init_on_free=1`` keeps (the doctor and ``/privacy`` te
 What a job can take from the host: processor time, memory and disk reads up to limits that
 hold for all jobs together (``cgroup.py``). Reads from what is no disk of the host's, a
 network file system say, have none, and where the host has no control group for disks the
-doctor says so.
+doctor says so. What the kernel keeps for everybody and charges to no group is bounded by
+other means: timers and queued signals by a limit of each process's user; connections over
+loopback that nobody accepted by PID 1, which looks four times a second, so for that long a
+job may hold more; open files, network buffers and lines of the host's log only where the
+host's own settings leave room for all jobs, which the doctor compares.
 
 What jobs that want to can still tell each other, or notice of the host: load and free
 memory by sysinfo(2) and by timing; which shared files were read lately, by timing; how
 full the file system of ``/usr`` is; how many TCP connections there are and what their
-buffers hold (``/proc/self/net/sockstat``, of which no namespace has its own); and locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
+buffers hold, and how many packets the host's processors have taken in
+(``/proc/self/net/sockstat`` and ``softnet_stat``, of which no namespace has its own); and locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
 job can hold such a lock for as long as it runs. A host whose programs lock files that
 live below ``/usr`` should know that.
 

@@ -14,6 +14,7 @@ probe makes outlives its child: no mount, no name, no group.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -70,6 +71,7 @@ class Needs:
     uid_base: int = UID_BASE
     descriptors: int = 16_384
     disk_read_mb: int = 100
+    job_files: int = 64 * 256 * 1024
 
     @classmethod
     def of(cls, config: Config | None) -> Needs:
@@ -78,7 +80,9 @@ class Needs:
             return cls()
         sandboxes = config.pool.capacity + config.pool.ready_max
         descriptors = config.http.max_connections + FDS_PER_SANDBOX * sandboxes + 1024
-        return cls(config.pool.uid_base, descriptors, config.pool.disk_read_mb)
+        most = config.limits.maximum
+        job_files = config.pool.capacity * most.processes * most.open_files
+        return cls(config.pool.uid_base, descriptors, config.pool.disk_read_mb, job_files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,6 +496,43 @@ def larger_tcp_mem(tcp_mem: str, pages: int) -> str:
     return f"sysctl -w net.ipv4.tcp_mem='{pages // 2} {pages * 3 // 4} {pages}'"
 
 
+def open_files(needs: Needs) -> str:
+    """Whether jobs can have opened all the files that the host's programs together may."""
+    most = int(Path("/proc/sys/fs/file-max").read_text())
+    if needs.job_files * 2 > most:
+        raise Missing(
+            f"jobs can have {needs.job_files} files open, all programs of this host {most}",
+            f"sysctl -w fs.file-max={max(needs.job_files * 2, 1 << 30)}",
+        )
+    return "the host has room for those of all jobs"
+
+
+def refused_calls(_: Needs) -> str:
+    """Whether jobs can fill the host's log with the calls that end a process."""
+    path = Path("/proc/sys/kernel/seccomp/actions_logged")
+    actions = path.read_text().split() if path.exists() else []
+    keepers = [name for name in _LOG_KEEPERS if name in _running()]
+    if "kill_process" not in actions or not keepers:
+        return "no more than the kernel's own limit of messages lets through"
+    quiet = " ".join(action for action in actions if not action.startswith("kill_"))
+    raise Missing(
+        f"{keepers[0]} keeps a line for each refused call that ends a process: a job can make "
+        "a thousand a second, which push out others",
+        f"sysctl -w kernel.seccomp.actions_logged='{quiet}'",
+    )
+
+
+_LOG_KEEPERS: Final = ("auditd", "systemd-journal")  # the kernel keeps 15 letters of a name
+
+
+def _running() -> set[str]:
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):  # it has ended
+            found.add(path.read_text().strip())
+    return found
+
+
 def disk_reads(needs: Needs) -> str:
     """Whether jobs that read /usr in a circle leave the disk to others."""
     if not needs.disk_read_mb:
@@ -630,6 +671,14 @@ READ_ONLY: Final = (
         mandatory=False,
     ),
     Check("disk_reads", "limits", disk_reads, _DELEGATE, mandatory=False),
+    Check("open_files", "limits", open_files, "a larger fs.file-max", mandatory=False),
+    Check(
+        "refused_calls",
+        "system calls",
+        refused_calls,
+        "sysctl kernel.seccomp.actions_logged",
+        mandatory=False,
+    ),
     Check("swap", "memory", swap, "swapoff -a, or boot with cgroup v2"),
     Check(
         "core_dumps", "memory", core_dumps, "sysctl -w kernel.core_pattern=core", mandatory=False

@@ -150,6 +150,7 @@ def _confine(build: Build) -> None:
         (resource.RLIMIT_FSIZE, build.file_mb * _MIB),
         (resource.RLIMIT_NOFILE, 1024),
         (resource.RLIMIT_NPROC, 256),
+        (resource.RLIMIT_SIGPENDING, 128),
     ):
         resource.setrlimit(name, (value, value))
     os.setgroups([])

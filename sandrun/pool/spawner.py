@@ -21,8 +21,10 @@ spawner can be replaced without them. Nothing is forked here but zygotes and, fo
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -471,6 +473,10 @@ def main() -> None:
     """Serve one supervisor until it goes away."""
     libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
     libc.set_name("sandrun-spawner")
+    # The kernel also counts the processes of a sandbox as those of whoever made its user
+    # namespace, which is us: jobs would share what is left of our limit.
+    with contextlib.suppress(OSError, ValueError):  # without CAP_SYS_RESOURCE it stays as it is
+        resource.setrlimit(resource.RLIMIT_NPROC, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     os.setsid()  # by it the supervisor knows whom it inherits from us: manager.reap_adopted
     # A terminal's ^C and systemd's SIGTERM reach every process; only the supervisor acts.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -132,7 +132,7 @@ static void expect_limits(pid_t pid)
     } names[] = {
         {RLIMIT_CORE, "Max core file size"},    {RLIMIT_NPROC, "Max processes"},
         {RLIMIT_NOFILE, "Max open files"},      {RLIMIT_MEMLOCK, "Max locked memory"},
-        {RLIMIT_MSGQUEUE, "Max msgqueue size"},
+        {RLIMIT_MSGQUEUE, "Max msgqueue size"}, {RLIMIT_SIGPENDING, "Max pending signals"},
     };
     char path[64], text[4096];
     snprintf(path, sizeof path, "/proc/%d/limits", pid);

@@ -178,6 +178,12 @@ int64_t group_processes_peak(void);
 int group_oom_fd(void);        /* or -1 */
 short group_oom_mask(void);
 
+/* ── sockets.c ── */
+
+enum { UNACCEPTED_MOST = 32 * 1024 * 1024 }; /* job.py */
+
+int64_t unaccepted_bytes(bool *many);
+
 /* ── child.c ── */
 
 enum { GO_FD = 3 };

@@ -32,6 +32,9 @@ enum {
 
 static const double spent_every_s = 1.0; /* how often http hears what a job has used */
 static const double cpu_check_min_s = 0.01; /* how late a CPU limit may bite, per CPU */
+static const double look_s = 0.25; /* how often connections are counted, or, if many, */
+static const double look_again_s = 0.1;
+static const double look_cost = 20; /* but no more than a twentieth of the time is spent on it */
 static const double oom_counted_s = 0.02; /* v1 tells of an OOM kill before it counts it */
 /* Output is told of, and read, in steps: a job that writes single bytes would otherwise
    keep http busy, which serves everybody, for four times as long as it runs itself. */
@@ -42,6 +45,7 @@ struct outcome {
     bool exited, signaled, cancelled, timed_out, cpu_exceeded;
     bool parting; /* it has ended and the kernel is not done with it: see hear_farewell() */
     int exit_code, signal;
+    int64_t unaccepted; /* bytes, if they ended it */
     double wall_time_s;
 };
 
@@ -415,7 +419,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     double cpu_end = group_cpu_seconds() + cpu_seconds;
     double cpus = (double)sysconf(_SC_NPROCESSORS_ONLN);
     double step = cpu_seconds / cpus > cpu_check_min_s ? cpu_seconds / cpus : cpu_check_min_s;
-    double cpu_check = start + step, report = start + spent_every_s;
+    double cpu_check = start + step, report = start + spent_every_s, look = start + look_s;
     int oom_fd = sink->in_group ? group_oom_fd() : -1;
     bool ended = false;
     job.watched = process.pid;
@@ -446,6 +450,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
         };
         double next = deadline < cpu_check ? deadline : cpu_check;
         next = next < report ? next : report;
+        next = next < look ? next : look;
         if ((rests || (log_end() != job.nudged && !job.wants_room)) && job.step_end < next)
             next = job.step_end;
         double wait_s = next - now_s();
@@ -480,6 +485,16 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
             if (left <= 0)
                 outcome.cpu_exceeded = ended = true;
             cpu_check = now + (left / cpus > cpu_check_min_s ? left / cpus : cpu_check_min_s);
+        }
+        if (!ended && now >= look) {
+            bool many;
+            int64_t held = sink->in_group ? unaccepted_bytes(&many) : (many = false);
+            double rest = (now_s() - now) * look_cost, usual = many ? look_again_s : look_s;
+            if (held > UNACCEPTED_MOST) {
+                outcome.unaccepted = held;
+                ended = true;
+            }
+            look = now_s() + (rest > usual ? rest : usual);
         }
         if (!ended && now >= report) {
             ended = oom_fd >= 0 && group_oom_kills() > 0;
@@ -1052,7 +1067,7 @@ static void put_verdict(struct out *o)
 static void put_facts(struct out *o, const struct outcome *outcome, const char *phase,
                       const struct statvfs *room, bool over_limit)
 {
-    put_map(o, 13);
+    put_map(o, 14);
     put_str(o, "exit_code");
     outcome->exited ? put_int(o, outcome->exit_code) : put_nil(o);
     put_str(o, "signal");
@@ -1065,6 +1080,8 @@ static void put_facts(struct out *o, const struct outcome *outcome, const char *
     put_bool(o, outcome->cpu_exceeded);
     put_str(o, "oom_kills");
     put_int(o, group_oom_kills());
+    put_str(o, "unaccepted_bytes");
+    put_int(o, outcome->unaccepted);
     put_str(o, "fork_refusals");
     put_int(o, group_fork_refusals());
     put_str(o, "storage_full");

@@ -51,6 +51,7 @@ _LIMIT_NAMES: Final = {
     resource.RLIMIT_NOFILE: "Max open files",
     resource.RLIMIT_MEMLOCK: "Max locked memory",
     resource.RLIMIT_MSGQUEUE: "Max msgqueue size",
+    resource.RLIMIT_SIGPENDING: "Max pending signals",
 }
 
 

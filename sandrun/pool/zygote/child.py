@@ -35,6 +35,8 @@ KEPT_FD: Final = 4  # where those begin that the unpacking child is given
 READY: Final = b"+"
 CANNOT_EXECUTE: Final = 126  # as a shell says it
 NOT_FOUND: Final = 127
+PENDING_SIGNALS: Final = 128  # timers included; a program has a handful
+PENDING_SHARE: Final = 128  # of the host's limit: 64 jobs, and as much again for others
 
 
 class Go(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -140,11 +142,22 @@ def rlimits(limits: Limits, most: Limits) -> list[tuple[int, int, int]]:
         (resource.RLIMIT_NPROC, most.processes, most.processes),
         (resource.RLIMIT_MEMLOCK, 0, 0),
         (resource.RLIMIT_MSGQUEUE, 0, 0),
+        # Timers and queued signals also count as those of whoever made the user namespaces
+        # above, up to the host's root, whose own are refused when the sum is at its limit.
+        (resource.RLIMIT_SIGPENDING, *[pending_signals()] * 2),
         (resource.RLIMIT_STACK, 8 * 1024 * 1024, resource.RLIM_INFINITY),
     )
     return [
         (name, *_at_most(soft, hard, resource.getrlimit(name)[1])) for name, soft, hard in wanted
     ]
+
+
+def pending_signals() -> int:
+    """For one job: a small part of what the host's root may have."""
+    most = resource.getrlimit(resource.RLIMIT_SIGPENDING)[1]
+    if most == resource.RLIM_INFINITY:
+        return PENDING_SIGNALS
+    return min(PENDING_SIGNALS, most // PENDING_SHARE)
 
 
 def _at_most(soft: int, hard: int, now: int) -> tuple[int, int]:

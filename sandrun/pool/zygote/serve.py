@@ -25,7 +25,15 @@ import msgspec
 from sandrun import globs, journal
 from sandrun.channel import Channel, Closed, close_all, decoder
 from sandrun.errors import RequestError, SetupError
-from sandrun.job import ExitReason, JobSpec, OutputIndex, Usage, Verdict, encode_index
+from sandrun.job import (
+    UNACCEPTED_MOST,
+    ExitReason,
+    JobSpec,
+    OutputIndex,
+    Usage,
+    Verdict,
+    encode_index,
+)
 from sandrun.logs import MAX_DATA, STDERR, STDOUT, SYSTEM, LogWriter
 from sandrun.messages import (
     Acknowledge,
@@ -40,7 +48,7 @@ from sandrun.messages import (
     ToZygote,
 )
 from sandrun.pool import mounts
-from sandrun.pool.zygote import child, collect, resolve, unpack
+from sandrun.pool.zygote import child, collect, resolve, sockets, unpack
 from sandrun.verdict import Facts
 
 if TYPE_CHECKING:
@@ -50,6 +58,9 @@ UNPACK_TIMEOUT_S: Final = 60.0  # 100 MB of gzip take about a second
 SPENT_EVERY_S: Final = 1.0  # how often http hears what a running job has used: it charges that
 REPORT_MAX_BYTES: Final = 1024 * 1024  # of the unpacking child: a spec, so 128 KiB at most
 CPU_CHECK_MIN_S: Final = 0.01  # how late a CPU limit may bite, per CPU
+LOOK_S: Final = 0.25  # how often connections are counted, or, if many,
+LOOK_AGAIN_S: Final = 0.1
+LOOK_COST: Final = 20  # but no more than a twentieth of the time is spent on it
 OOM_COUNTED_S: Final = 0.02  # v1 tells of an OOM kill before it counts it
 # Output is told of, and read, in steps: a job that writes single bytes would otherwise keep
 # http busy, which serves everybody, for four times as long as it runs itself.
@@ -82,6 +93,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     cancelled: bool = False
     timed_out: bool = False
     cpu_exceeded: bool = False
+    unaccepted_bytes: int = 0  # if they ended it
     wall_time_s: float = 0.0
 
     @property
@@ -185,6 +197,7 @@ class Init:
             timed_out=outcome.timed_out,
             cpu_exceeded=outcome.cpu_exceeded,
             oom_kills=self.group.oom_kills(),
+            unaccepted_bytes=outcome.unaccepted_bytes,
             fork_refusals=self.group.fork_refusals(),
             storage_full=full[0],
             inodes_full=full[1],
@@ -460,6 +473,7 @@ class Init:
         cpus = os.cpu_count() or 1
         cpu_check = start + max(cpu_seconds / cpus, CPU_CHECK_MIN_S)
         report = start + SPENT_EVERY_S
+        look = start + LOOK_S
         outcome = Outcome()
         streams = {process.stdout: STDOUT, process.stderr: STDERR}
         for fd in streams:
@@ -477,7 +491,7 @@ class Init:
         ended = False
         while not ended:
             now = time.monotonic()
-            wait_s = min(deadline, cpu_check, report) - now
+            wait_s = min(deadline, cpu_check, report, look) - now
             rests = self._listen(streams, now)
             if rests or (self.log.end != self.nudged and not self.wants_room):
                 wait_s = min(wait_s, self.step_end - now)
@@ -503,6 +517,13 @@ class Init:
                 if left <= 0:
                     outcome.cpu_exceeded = ended = True
                 cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
+            if not ended and now >= look:
+                held, many = sockets.unaccepted_bytes()
+                if held > UNACCEPTED_MOST:
+                    outcome.unaccepted_bytes = held
+                    ended = True
+                cost_s = time.monotonic() - now
+                look = now + cost_s + max(cost_s * LOOK_COST, LOOK_AGAIN_S if many else LOOK_S)
             if not ended and now >= report:
                 ended = self.group.oom_kills() > 0
                 self._tell_spent()

@@ -17,6 +17,7 @@ from sandrun.selftest.bank import (
     network,
     proc,
     processes,
+    shared,
     syscalls,
     uploads,
     websocket,
@@ -39,4 +40,5 @@ CASES: Final[tuple[Case, ...]] = (
     *clients.CASES,
     *syscalls.CASES,
     *corners.CASES,
+    *shared.CASES,
 )

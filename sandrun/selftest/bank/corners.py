@@ -353,11 +353,10 @@ CASES: Final[tuple[Case, ...]] = (
                 raw("timer_create", 1, None, timer)
                 made += 1
         except OSError as error:
-            expect("the end of it", error.errno, 11, 12)
+            expect("the end of it", error.errno, 11)
+        expect("few enough", made < 10_000, True)
         """,
-        reason=("exited", "out_of_memory", "signaled"),
         manifest={"timeout": 20},
-        stdout=None,
     ),
     heavy(
         "F53.tcp_buffers",

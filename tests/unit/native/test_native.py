@@ -95,7 +95,7 @@ class Driver:
 @pytest.fixture(scope="session")
 def program(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("native") / "driver")
-    sources = [build.SOURCE / f"{name}.c" for name in ("msgpack", "plan", "sys", "child")]
+    sources = [build.SOURCE / f"{name}.c" for name in ("msgpack", "plan", "sys", "child", "sockets")]
     argv = [COMPILER, "-std=gnu11", "-g", "-O1", *SANITIZE, f"-I{build.SOURCE}", "-o", path]
     done = subprocess.run(
         [*argv, Path(__file__).with_name("driver.c"), *sources], capture_output=True, text=True
