@@ -209,7 +209,7 @@ class Supervisor:
         """Serve until told to stop. Returns the exit status."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 22
-        self.store = Store(max(64, most - _own_fds(self.config)), self._on_store_state)
+        self.store = Store(max(most // 4, most - _own_fds(self.config)), self._on_store_state)
         probes = doctor.probe_all(self.config)
         doctor.refuse_or_pass(probes, self.config.pool.waive)
         available = {probe.name: probe.status == "ok" for probe in probes}

@@ -20,7 +20,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import uvloop
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import ssl
 
 CLOSE_GRACE_S: Final = 3.0  # for answers that are on their way when the last job has ended
-SPARE_FDS: Final = 1000  # beside connections and kept jobs: zygotes, uploads, the loop
+SPARE_FDS: Final = 1000  # for zygotes, three each, and the loop
 
 log: Final = logging.getLogger("sandrun.http")
 
@@ -129,6 +129,24 @@ def raise_file_limit() -> int:
     return hard
 
 
+class Shares(NamedTuple):
+    """What a process with so many descriptors may hold of each sort: none can be had at the
+    expense of the others, above all not of zygotes, whose loss costs us a restart.
+    """
+
+    connections: int
+    uploads: int
+    ended: int  # jobs: a log and outputs each
+
+    @classmethod
+    def of(cls, files: int, connections: int, queued: int) -> Shares:
+        """Of ``files``, as configured if there are enough. Pure."""
+        connections = min(connections, files // 2)
+        rest = files - connections - min(SPARE_FDS, files // 4)
+        uploads = min(connections + queued, rest // 4)
+        return cls(connections, uploads, (rest - uploads) // 2)
+
+
 def drop(options: argparse.Namespace) -> None:
     """Root → ``--uid``. Raises :class:`SandrunError` if we would go on as root."""
     if options.uid is not None and os.geteuid() == 0:
@@ -152,14 +170,22 @@ async def serve(
     loop = asyncio.get_running_loop()
     control = socket.socket(fileno=options.control)
     listener = socket.socket(fileno=options.listen)
-    max_ended = max(1000, (files - config.http.max_connections - SPARE_FDS) // 2)
-    app = App(config, control, loop, max_ended=max_ended, runnable=vitals.runnable)
+    shares = Shares.of(files, config.http.max_connections, config.rate_limit.queue_length)
+    http = msgspec.structs.replace(config.http, max_connections=shares.connections)
+    app = App(
+        msgspec.structs.replace(config, http=http),
+        control,
+        loop,
+        max_ended=shares.ended,
+        max_uploads=shares.uploads,
+        runnable=vitals.runnable,
+    )
     loop.add_signal_handler(signal.SIGTERM, app.on_drain, Drain(grace_s=0.0))
     app.leases.send(Loaded())
     await first_of(app.welcomed, app.drained)
     name.change("sandrun-http")
     name.close()
-    server = Server(Handlers(app, static), config.http)
+    server = Server(Handlers(app, static), http)
     server.on_refusal = app.metrics.refused
     app.server_gauges = lambda: {
         "connections": server.connections,
@@ -175,7 +201,7 @@ async def serve(
     running = [asyncio.create_task(server.serve([listener], context))]
     servers = [server]
     if options.admin is not None:
-        admin = Server(Handlers(app, static, admin=True), config.http)
+        admin = Server(Handlers(app, static, admin=True), http)
         running.append(asyncio.create_task(admin.serve([socket.socket(fileno=options.admin)])))
         servers.append(admin)
     await asyncio.sleep(0)  # the servers have begun to accept

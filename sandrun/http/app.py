@@ -91,6 +91,7 @@ class App:
         wall: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
         max_ended: int = 100_000,
+        max_uploads: int = 1 << 30,
         runnable: Callable[[], int] = lambda: 0,
     ) -> None:
         self.config = config
@@ -103,7 +104,7 @@ class App:
         self.registry = Registry(config.retention, random_bytes, max_ended)
         self.quota = Quota(config.rate_limit, random_bytes, clock())
         self.queue: FairQueue[Job] = FairQueue()
-        self.budget = Budget(config.http.max_uploads_total_mb * MIB)
+        self.budget = Budget(config.http.max_uploads_total_mb * MIB, max_uploads)
         self.metrics = Metrics()
         self.defaults: Limits = config.limits.defaults
         self.maxima: Limits = config.limits.maxima
@@ -705,6 +706,7 @@ class App:
         if job.upload is not None:
             os.close(job.upload.fd)
             job.upload = None
+            self.budget.give_file()
         self.budget.give(job.charge)
         job.charge = 0
 

@@ -163,6 +163,7 @@ class Restorer:
         job.key = key
         job.recorded = True
         self._app.budget.used += job.charge
+        self._app.budget.files += upload is not None
         self._app.registry.add(job, record.idempotency_key)
         unsettled = self._reserve(job, record)
         return job, kit, unsettled

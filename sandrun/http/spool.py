@@ -38,11 +38,31 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Budget:
-    """Bytes of all uploads held at once."""
+    """Bytes and descriptors of all uploads held at once."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_files: int = 1 << 30) -> None:
         self.max_bytes = max_bytes
+        self.max_files = max_files
         self.used = 0
+        self.files = 0
+
+    def take_file(self) -> None:
+        """One more memory descriptor. Raises :class:`RequestError` 503.
+
+        Clients that send slowly could otherwise hold every descriptor that there is.
+        """
+        if self.files >= self.max_files:
+            raise RequestError(
+                503,
+                "uploads_full",
+                f"{self.files} uploads are held already; try again soon",
+                retry_after_s=5,
+            )
+        self.files += 1
+
+    def give_file(self) -> None:
+        """It is closed."""
+        self.files -= 1
 
     def take(self, size: int) -> None:
         """Raises :class:`RequestError` 503 when there is no room."""
@@ -229,7 +249,12 @@ class Spool:
         """Move what is inline to a descriptor and go on there."""
         if self._fd >= 0:
             return
-        self._fd = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._budget.take_file()
+        try:
+            self._fd = os.memfd_create("upload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        except OSError:
+            self._budget.give_file()
+            raise
         open_part = bool(self._inline) and self._inline[-1][0] == self._path
         for path, data in self._inline:
             start = self._size
@@ -286,6 +311,7 @@ class Spool:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+            self._budget.give_file()
         self._budget.give(self._charge)
         self._charge = 0
 

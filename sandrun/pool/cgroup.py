@@ -53,6 +53,7 @@ from cgroupspy.nodes import Node  # type: ignore[import-untyped]
 from sandrun.errors import HostError, SetupError
 from sandrun.job import MIB, Limits
 from sandrun.pool.cgroup_layout import CONTROLLERS, CURE_CONTAINER, Layout, find
+from sandrun.pool.directory_lock import try_lock
 from sandrun.pool.disks import disks, readings
 
 CPU_PERIOD_US: Final = 100_000  # the kernel's default
@@ -367,6 +368,7 @@ class Hierarchy:
         self._tops: dict[str, GroupNode] = {}
         self._jobs: dict[str, GroupNode] = {}
         self._files: tuple[ControlFile, ...] = ()
+        self._locks: dict[str, int] = {}  # hierarchy → what says that we live
         self._handed_on = False  # we switched controllers on in the v2 home
         self._socket_bytes = 0  # for each job; v1 only
         self._disk_read_bytes = disk_read_bytes  # a second, of all jobs; 0: any number
@@ -563,10 +565,19 @@ class Hierarchy:
         os.mkdir(top.directory)
         self._homes[hierarchy] = home
         self._tops[hierarchy] = top
+        lock = try_lock(top.directory)
+        if lock is not None:
+            self._locks[hierarchy] = lock
 
     def _remove_top(self, hierarchy: str) -> None:
+        self._unlock(hierarchy)
         remove_tree(self._tops.pop(hierarchy).directory)
         del self._homes[hierarchy]
+
+    def _unlock(self, hierarchy: str) -> None:
+        lock = self._locks.pop(hierarchy, None)
+        if lock is not None:
+            os.close(lock)
 
     def _enter_service(self) -> None:
         for top in self._tops.values():
@@ -682,6 +693,7 @@ class Hierarchy:
                         _take_controllers_back(home)
             with contextlib.suppress(OSError):
                 _write(f"{own}/cgroup.procs", "0")
+            self._unlock(hierarchy)
             done = remove_tree(top.directory) and done
         self._tops, self._jobs, self._homes, self._handed_on = {}, {}, {}, False
         return done
@@ -689,16 +701,26 @@ class Hierarchy:
     def sweep_stale(self) -> tuple[str, ...]:
         """Kill and remove what supervisors that are dead left here; their names.
 
-        Only groups called ``sandrun-<pid>-<start time>`` whose process is gone.
+        Only groups called ``sandrun-<pid>-<start time>`` whose process is gone, and that
+        nobody holds the lock of: in another pid namespace we cannot see a process, and its
+        number says nothing.
         """
-        swept = []
+        swept: list[str] = []
         for directory in self._places():
-            for name in sorted(os.listdir(directory)):
-                if is_stale(name):
-                    kill_tree(f"{directory}/{name}")
-                    if remove_tree(f"{directory}/{name}"):
-                        swept.append(name)
+            stale = filter(is_stale, sorted(os.listdir(directory)))
+            swept += [name for name in stale if self._sweep(f"{directory}/{name}")]
         return tuple(dict.fromkeys(swept))
+
+    @staticmethod
+    def _sweep(directory: str) -> bool:
+        lock = try_lock(directory)
+        if lock is None:
+            return False
+        try:
+            kill_tree(directory)
+        finally:
+            os.close(lock)
+        return remove_tree(directory)
 
     def _places(self) -> list[str]:
         """Every directory that we, or one who was started as we were, may nest in."""
@@ -724,7 +746,7 @@ def own_name(pid: int) -> str:
 
 
 def is_stale(name: str) -> bool:
-    """Whether this is an instance's group and the instance is gone."""
+    """Whether this is an instance's group and no process here is the instance."""
     match = _INSTANCE.fullmatch(name)
     return match is not None and _start_time(int(match[1])) != int(match[2])
 

@@ -42,8 +42,10 @@ from sandrun.errors import HostError, SandrunError
 from sandrun.messages import EnvironmentInfo, Package
 from sandrun.pool import mounts, package_index, seccomp
 from sandrun.pool.builder import WORK
+from sandrun.pool.directory_lock import try_lock, wait_lock
 from sandrun.pool.installer import UV, Installer, PackageError
 
+_WORKSHOP: Final = ".build-"  # a name's beginning
 BUILD_UID_OFFSET: Final = -2  # below the id of http; the proxy's is one further down
 RECORD: Final = "sandrun-environment.json"
 _FORMAT: Final = 1  # of what is installed: a change rebuilds every environment
@@ -141,10 +143,17 @@ def _text(path: Path) -> str:
 
 
 class Workshop:
-    """A directory for one build: owned by the installer's uid, gone afterwards."""
+    """A directory for one build: owned by the installer's uid, gone afterwards. Its lock
+    tells it from one whose builder was killed.
+    """
 
     def __init__(self, parent: Path, uid: int) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=".build-", dir=parent))
+        turn = wait_lock(parent)
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix=_WORKSHOP, dir=parent))
+            self._lock = try_lock(self.path)
+        finally:
+            os.close(turn)
         for name in ("home", "cache", "tmp", "env"):
             (self.path / name).mkdir()
         for path in (self.path, *self.path.iterdir()):
@@ -155,6 +164,8 @@ class Workshop:
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def give(self, name: str, text: str) -> str:
         """A file for the installer to read; returns its path inside."""
@@ -379,13 +390,28 @@ class Store:
         return target
 
     def prune(self, name: str, keep: Path) -> None:
-        """Remove the other builds of ``name``, and what killed builders have left."""
+        """Remove the other builds of ``name``."""
         for directory, _ in self.of(name):
             if directory != keep:
                 shutil.rmtree(directory, ignore_errors=True)
-        for left in self.path.glob(".build-*"):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left, ignore_errors=True)
+
+    def sweep(self) -> list[str]:
+        """Remove what killed builders have left, and say what. One that is at work, of
+        this server or of another, holds a lock.
+        """
+        swept: list[str] = []
+        if not self.path.is_dir():
+            return swept
+        turn = wait_lock(self.path)  # between its making and its lock there is a moment
+        try:
+            for left in sorted(self.path.glob(f"{_WORKSHOP}*")):
+                if (lock := try_lock(left)) is not None:
+                    shutil.rmtree(left, ignore_errors=True)
+                    os.close(lock)
+                    swept.append(left.name)
+        finally:
+            os.close(turn)
+        return swept
 
 
 def read_record(directory: Path) -> Record | None:
@@ -523,6 +549,8 @@ def ensure(
     description's ``fault`` says why.
     """
     environments = Environments(config, say)
+    for left in environments.store.sweep():
+        say(f"removed what a killed build had left: {left}")
     directories: dict[str, str] = {}
     infos = []
     for name in config.environments if names is None else names:

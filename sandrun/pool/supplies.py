@@ -7,8 +7,10 @@ supervisor an object of this shape that fails when it is told to.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import resource
 import subprocess
 from typing import Final
 
@@ -17,6 +19,9 @@ from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import MountAttr
 from sandrun.pool.pressure import HostMemory, parse_meminfo, parse_stall
 
+# For what must not fail for want of a descriptor: a message of http's that brings one
+# would be lost, and http with it, if sandboxes had taken all.
+KEPT_FDS: Final = 256
 _SEALS: Final = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
@@ -27,6 +32,7 @@ class Supplies:
         """A sealed memory file of fixed size: a writable and a read-only description."""
         writable = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
+            _keep_some(writable)
             os.ftruncate(writable, size)
             fcntl.fcntl(writable, fcntl.F_ADD_SEALS, _SEALS)
             readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
@@ -72,6 +78,15 @@ class Supplies:
             stalled = None
         for_jobs = min(available, max(0, cap - used))
         return HostMemory(min(total, cap), for_jobs, stalled, available)
+
+
+def _keep_some(fd: int) -> None:
+    """Raises EMFILE if hardly any descriptor is left. The kernel gives the lowest that is
+    free, so a high one says that those below are taken.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if fd >= most - min(KEPT_FDS, most // 4):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _read(path: str) -> str:

@@ -21,6 +21,7 @@ from sandrun.pool.cgroup import (
     Caps,
     Hierarchy,
     JobGroup,
+    is_stale,
     kill_tree,
     own_name,
     remove_tree,
@@ -393,6 +394,26 @@ def test_nothing_of_ours_may_swap() -> None:
     supervise(body)
 
 
+def test_an_instance_in_another_pid_namespace_is_left_alone() -> None:
+    """Its number means another process here, or none: its group was taken for a dead one's,
+    and every process in it killed.
+    """
+
+    def inside() -> None:
+        hierarchy = Hierarchy.detect(LIMITS, cpus=1.0)
+        hierarchy.name = "sandrun-4194303-1"
+        assert is_stale(hierarchy.name)
+        hierarchy.create(CAPS)
+        try:
+            assert hierarchy.name not in Hierarchy.detect().sweep_stale()
+            assert hierarchy.create_slot(0).processes() == ()
+        finally:
+            assert hierarchy.destroy()
+
+    assert in_child(inside) == 0
+    assert not instances("sandrun-4194303-1")
+
+
 def test_the_next_start_sweeps_what_a_killed_supervisor_left() -> None:
     ready, tell = os.pipe()
 
@@ -402,7 +423,9 @@ def test_the_next_start_sweeps_what_a_killed_supervisor_left() -> None:
         files = files_of(hierarchy.create_slot(0))
         if os.fork() == 0:
             files.attach_self()
-            os.write(tell, f"{hierarchy.name} {os.getpid()}".encode())
+            os.dup2(tell, 1)
+            os.closerange(3, 1024)  # as a process that was executed
+            os.write(1, f"{hierarchy.name} {os.getpid()}".encode())
             signal.pause()
         signal.pause()
 

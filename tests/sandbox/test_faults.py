@@ -104,6 +104,49 @@ def test_a_host_that_runs_out_fails_no_job(host, name, supply):
     assert_undisturbed(server, *beside)
 
 
+FEW = """\
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, 1200))
+runpy.run_module("sandrun", run_name="__main__")
+"""
+SLOW_UPLOAD = (
+    b"POST /submit HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    b"Content-Length: 9999\r\n\r\n--b\r\nContent-Disposition: form-data; "
+    b'name="files"; filename="a.tar"\r\n\r\n'
+)
+
+
+def test_clients_cannot_take_every_descriptor():
+    """Uploads that never end took all: others got 500, http a lease that it had to die of."""
+    config = CONFIG + "[http]\nmax_connections_per_address = 5000\n"
+    with servers.running(config, program=("-c", FEW)) as server:
+        beside = witness(server)
+        host, port = server.url.removeprefix("http://").split(":")
+        with contextlib.ExitStack() as clients:
+            for _ in range(1500):
+                client = clients.enter_context(socket.create_connection((host, int(port)), 30))
+                client.sendall(SLOW_UPLOAD)
+                assert_held_or_refused(client)
+            refused = server.client.post("/submit", files={"files": ("a.tar", b"x" * 9)})
+            assert (refused.status_code, refused.json()["code"]) == (503, "uploads_full")
+            assert refused.headers["retry-after"]
+            for n in range(12):
+                reply = server.client.post("/run", json={"code": f"print({n})"})
+                assert reply.json()["stdout"] == f"{n}\n"
+        assert server.client.get("/health").json()["http_restarts"] == 0
+        assert_undisturbed(server, *beside)
+        assert not [line for line in server.log if "unhandled" in line]
+
+
+def assert_held_or_refused(client):
+    """If there is an answer already, it says when to come again."""
+    client.setblocking(False)
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        answer = client.recv(4096)
+        assert answer.startswith(b"HTTP/1.1 503 "), answer
+        assert b"\r\nretry-after:" in answer.lower()
+
+
 def test_a_full_control_group_fails_no_job(host):
     """Groups are kept for the next sandbox: more sandboxes than ever are needed to notice."""
     server, control = host

@@ -195,6 +195,21 @@ def test_a_store_knows_the_builds_of_a_name_and_prunes_the_others(tmp_path):
     assert len(store.of("data-science")) == 1
 
 
+def test_what_a_killed_builder_left_is_swept_and_one_at_work_is_not(tmp_path):
+    store = environments.Store(str(tmp_path / "not" / "there"))
+    assert store.sweep() == []
+    store = environments.Store(str(tmp_path))
+    left = tmp_path / ".build-killed"
+    (left / "cache").mkdir(parents=True)
+    (tmp_path / ".build-link").symlink_to("/etc")
+    with environments.Workshop(tmp_path, os.geteuid()) as workshop:
+        assert store.sweep() == [left.name]
+        assert workshop.path.is_dir()
+        assert not left.exists()
+    assert not workshop.path.exists()
+    assert Path("/etc/passwd").exists()
+
+
 def test_a_half_made_directory_is_no_build(tmp_path):
     store = environments.Store(str(tmp_path))
     (tmp_path / f"data-{'0' * 32}").mkdir()

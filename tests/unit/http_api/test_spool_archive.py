@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http import archive
+from sandrun.http.__main__ import Shares
 from sandrun.http.spool import SEALS, Budget, Spool, archive_kind
 from sandrun.job import OutputFile, OutputIndex, encode_index
 from sandrun.messages import INLINE_MAX_BYTES, UploadPart
@@ -99,8 +100,32 @@ def test_what_is_abandoned_is_freed(size: int) -> None:
     spool.write(bytes(size))
     spool.close()
     spool.close()
-    assert budget.used == 0
+    assert (budget.used, budget.files) == (0, 0)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_uploads_take_no_more_descriptors_than_they_may() -> None:
+    budget = Budget(MIB, max_files=2)
+    spools = [Spool(budget, MIB, 10) for _ in range(3)]
+    for spool in spools[:2]:
+        spool.begin("a.tar")
+    with pytest.raises(RequestError) as caught:
+        spools[2].begin("a.tar")
+    assert (caught.value.status, caught.value.code) == (503, "uploads_full")
+    spools[0].close()
+    spools[2].begin("b.tar")
+    for spool in spools:
+        spool.close()
+    assert budget.files == 0
+
+
+@pytest.mark.parametrize("files", [256, 1024, 4096, 20_000, 524_288])
+def test_no_sort_of_descriptors_lives_at_the_expense_of_the_others(files: int) -> None:
+    shares = Shares.of(files, 12_000, 1000)
+    spare = files - shares.connections - shares.uploads - 2 * shares.ended
+    assert min(1000, files // 4) <= spare
+    assert min(shares) > 0
+    assert files < 20_000 or shares.connections >= 10_000
 
 
 def test_limits_are_named() -> None:
