@@ -14,6 +14,9 @@ there (a process never changes its own, and there is no way back, so the spawner
 cannot do it); the one in the middle enters the other namespaces; the last is an orphan in
 the sandbox's pid namespace, so its PID 1 reaps it.
 
+It outlives its spawner for as long as there are sandboxes of that one: without it they
+could not end their jobs. If it dies itself, its spawner has the sockets and starts another.
+
 ``U``  unpack the upload and find out what to run; attached to the job's group
 ``C``  collect the outputs; every process of the job is dead by then
 """
@@ -36,14 +39,17 @@ from sandrun.job import JobSpec, encode_index
 from sandrun.messages import Dispatch
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, PR, SECBITS_LOCKED
-from sandrun.pool.native.launcher import NAMESPACES
 from sandrun.pool.zygote import boot, child, collect, resolve
 from sandrun.pool.zygote.serve import INDEX_ROOM, MAX_OUTPUT_FILES
 
 NAME: Final = "sandrun-assist"
+NAMESPACES: Final = (  # of a sandbox; and its cgroup namespace is made by PID 1
+    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS | CLONE.NEWNET
+)
 UNPACK: Final = ord("U")
 COLLECT: Final = ord("C")
 MAX_FDS: Final = 24
+HAND_OVER_MS: Final = 5  # between looks at who our parent is
 REQUEST_MAX_BYTES: Final = 256 * 1024
 SNAPSHOT_MAX_BYTES: Final = INDEX_ROOM
 
@@ -92,26 +98,57 @@ _decode_collect: Final = msgspec.msgpack.Decoder(_Collect).decode
 _decode_placed: Final = msgspec.msgpack.Decoder(Placed).decode
 
 
-def start(server: socket.socket, plan: boot.Plan) -> int:
-    """Fork the process that serves the requests of all PID 1s of a spawner: its pidfd."""
-    pid = os.fork()
-    if pid:
-        return os.pidfd_open(pid)
-    try:
+def run(server: socket.socket, plan: boot.Plan, ends: list[socket.socket]) -> None:
+    """Serve the requests of all PID 1s of a spawner, whose fork we are; returns when nobody
+    is left. ``server`` tells of new ones; ``ends`` are the sockets of those that there were
+    before us.
+    """
+    libc.set_name(NAME)
+    parent = _Parent()
+
+    server.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while fds := socket.recv_fds(server, 1, 1)[1]:  # not heard by who was before us
+            close_all(fds)
+    server.setblocking(True)
+    clients = {end.fileno(): Client(end) for end in ends}
+    serve(server, plan, clients, parent)
+
+
+class _Parent:
+    """Our spawner; the supervisor when that has died."""
+
+    def __init__(self) -> None:
+        self._spawner = os.getppid()
+        with open(f"/proc/{self._spawner}/stat", "rb") as file:
+            self._supervisor = int(file.read().rpartition(b")")[2].split()[1])
+
+    def is_supervisor(self) -> bool:
+        """Whether we have been handed on; not before may its end be ours, because a
+        dying parent's files are closed first. Without a supervisor we end at once.
+        """
+        parent = os.getppid()
+        if parent == self._spawner:
+            return False
         libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
-        libc.set_name(NAME)
-        serve(server, plan)
-    finally:
-        os._exit(1)
+        if parent != self._supervisor or os.getppid() != parent:
+            os._exit(0)
+        return True
 
 
-def serve(server: socket.socket, plan: boot.Plan) -> None:
-    """Hear of PID 1s from ``server`` and answer each, until the spawner is gone."""
+def serve(
+    server: socket.socket, plan: boot.Plan, clients: dict[int, Client], parent: _Parent
+) -> None:
+    """Hear of PID 1s from ``server`` and answer each; after the spawner's end, those that
+    are left.
+    """
     poll = select.poll()
-    poll.register(server, select.POLLIN)
-    clients: dict[int, Client] = {}
-    while True:
-        for fd, _ in poll.poll():
+    for fd in (server.fileno(), *clients):
+        poll.register(fd, select.POLLIN)
+    spawned, handed_on = True, False  # there is a spawner; we have got another parent
+    while spawned or clients:
+        handed_on = handed_on or (not spawned and parent.is_supervisor())
+        for fd, _ in poll.poll(None if spawned or handed_on else HAND_OVER_MS):
             if fd != server.fileno():
                 if not clients[fd].answer(plan):
                     poll.unregister(fd)
@@ -120,7 +157,8 @@ def serve(server: socket.socket, plan: boot.Plan) -> None:
             # What is inheritable leaks into nothing: we execute nothing.
             data, fds, *_ = socket.recv_fds(server, 1, 1)
             if not data:
-                return
+                poll.unregister(server)
+                spawned = False
             for ours in fds:
                 clients[ours] = Client(socket.socket(fileno=ours))
                 poll.register(ours, select.POLLIN)

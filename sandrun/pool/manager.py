@@ -421,9 +421,9 @@ class Manager:
 
     def _reap_adopted(self, looks: int) -> None:
         """What a spawner leaves behind ends just after it: on a busy machine, a while."""
-        reap_adopted({zygote.pid for zygote in self.zygotes.values()})
-        if looks and not self.stopping:
-            self.loop.call_later(1.0, self._reap_adopted, looks - 1)
+        left = reap_adopted({zygote.pid for zygote in self.zygotes.values()})
+        if (looks or left) and not self.stopping:
+            self.loop.call_later(1.0, self._reap_adopted, max(0, looks - 1))
 
     def _restart_spawner(self, spawner: Spawner) -> None:
         if not self.stopping and not spawner.retired:
@@ -991,8 +991,9 @@ def _cancel_deadline(owner: Spawner | Zygote) -> None:
         owner.deadline = None
 
 
-def reap_adopted(known: set[int]) -> None:
-    """Collect what we inherited from a spawner, or a template, that died.
+def reap_adopted(known: set[int]) -> bool:
+    """Collect what we inherited from a spawner, or a template, that died. Whether
+    something of it lives on, as an assistant does.
 
     Between two forks a template has a child inside the sandbox's pid namespace but
     outside of its family. If it dies there, that child becomes ours, and the kernel lets
@@ -1006,11 +1007,13 @@ def reap_adopted(known: set[int]) -> None:
     ours = os.getsid(0)
     with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
         children = {int(word) for word in file.read().split()} - known
+    left = False
     for pid in children:
         with contextlib.suppress(OSError, StopIteration):
             leader = os.getsid(pid)
             if leader != ours and (leader != pid or _is_nested(pid)):
-                os.waitpid(pid, os.WNOHANG)
+                left |= os.waitpid(pid, os.WNOHANG) == (0, 0)
+    return left
 
 
 def _is_nested(pid: int) -> bool:

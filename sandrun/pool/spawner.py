@@ -46,7 +46,7 @@ from sandrun.messages import (
     SpawnerReady,
     ToSpawner,
 )
-from sandrun.pool import assist, mounts
+from sandrun.pool import mounts
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR, MountAttr
 from sandrun.pool.native.launcher import NEW_NAMESPACES, Launcher, order_of
@@ -58,6 +58,7 @@ OUTER_IDS: Final = 65_536
 _NEW_ROOT: Final = "/tmp"
 NOT_STARTED: Final = 127  # as a shell says it
 PROBE_TIMEOUT_S: Final = 5.0  # of `python3 --version` and the like
+ASSISTANTS_MAX: Final = 100  # in a spawner's life
 PROBE_MAX_BYTES: Final = 64 * 1024
 _COPY_MAX_BYTES: Final = 4 * 1024 * 1024
 # (where it lies below mounts.RUNTIME, our file)
@@ -507,7 +508,7 @@ def main() -> None:
     assistant = -1
     if launcher:
         launcher.set_plan(plan)
-        assistant = assist.start(launcher.assist, plan)
+        assistant = launcher.start_assistant(plan)
     channel.send(SpawnerReady(interpreters=interpreters))
     serve(channel, plan, networks, templates, launcher, assistant)
 
@@ -523,8 +524,10 @@ def serve(
     """Spawn on order until the supervisor goes away.
 
     ``assistant``: pidfd of what serves compiled PID 1s, or -1. Without it they could
-    not end their jobs: we end as well, and both are started anew.
+    not end their jobs: another one follows it. If that keeps dying we end as well, and
+    both are started anew.
     """
+    lives = ASSISTANTS_MAX
     while True:
         poll = select.poll()
         poll.register(channel.fileno(), select.POLLIN)
@@ -534,7 +537,14 @@ def serve(
             poll.register(assistant, select.POLLIN)
         for fd, _ in poll.poll():
             if fd == assistant:
-                raise SystemExit("the assistant of the sandboxes ended")
+                assert launcher is not None
+                lives -= 1
+                if not lives:
+                    raise SystemExit("the assistant of the sandboxes keeps ending")
+                os.waitid(os.P_PIDFD, assistant, os.WEXITED)
+                os.close(assistant)
+                assistant = launcher.start_assistant(plan)
+                continue
             if fd != channel.fileno():
                 assert templates is not None
                 templates.on_readable(fd)

@@ -659,6 +659,77 @@ def test_a_spawner_that_dies_takes_no_job_with_it(server):
     assert server.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
 
 
+# Waits for a signal, and then has something to collect.
+ENDS_WITH_OUTPUTS = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: None)
+print("up", flush=True)
+signal.pause()
+open("o.txt", "w").write("out")
+"""
+
+
+FILES = {"main.py": "open('x', 'w').write('1')\nprint(5)"}
+
+
+def named(server, name, but=frozenset()):
+    """A process of this name that was not killed. Each look is paced by an answer."""
+    while True:
+        for pid in set(servers.descendants(server.process.pid)) - but:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+                    return pid
+        server.client.get("/health")
+
+
+def paused_below(pid):
+    """The process of a job that waits, by its PID 1."""
+    for child in servers.descendants(pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/syscall").read_text().split()[0] == str(PAUSE):
+                return child
+    raise AssertionError("no job waits")
+
+
+@pytest.mark.parametrize("victims", [("spawner",), ("assist", "assist"), ("assist", "spawner")])
+def test_what_is_killed_of_the_pool_is_missed_neither_by_jobs_nor_by_ready_sandboxes(victims):
+    """Who unpacks and collects died with the spawner, and every job with it at its end; so
+    did those that came next, in sandboxes that had been ready.
+    """
+    with servers.running() as server:
+        job = submit(server, ENDS_WITH_OUTPUTS)
+        read_until(server, job, "up")
+        zygote = busy_zygote(server)
+        wait_for_ready(server, 2)
+        killed = set()
+        for name in victims:
+            victim = named(server, f"sandrun-{name}", killed)
+            killed.add(victim)
+            kill(victim)
+            answer = server.run(archive=servers.tar_of(FILES))
+            found = answer["exit_reason"], answer["stdout"], len(answer["outputs"])
+            assert found == ("exited", "5\n", 1), answer
+        os.kill(paused_below(zygote), signal.SIGUSR1)
+        assert wait_end(server, job)["exit_reason"] == "exited"
+        assert server.client.get(f"/download/{job}/o.txt").text == "out"
+        assert quota(server)[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_outlives_its_spawner_does_not_outlive_the_server(number):
+    with servers.running("[pool]\ndrain_seconds = 1\n") as server:
+        job = submit(server, FOREVER)
+        read_until(server, job, "up")
+        assistant = os.pidfd_open(named(server, "sandrun-assist"))
+        kill(spawner_of(server))
+        assert server.python("print(1)")["stdout"] == "1\n"
+        assert not select.select([assistant], [], [], 0)[0]
+        server.process.send_signal(number)
+        server.process.wait(60)
+        assert select.select([assistant], [], [], 30)[0]
+        os.close(assistant)
+
+
 # ── any order ────────────────────────────────────────────────────────────────
 
 

@@ -220,7 +220,7 @@ def test_a_host_short_of_memory_refuses_new_jobs_and_disturbs_none(host):
 
 
 def test_a_job_whose_pid_1_is_silent_ends_with_server_fault(tmp_path):
-    config = CONFIG + "watchdog_seconds = 1\n"
+    config = CONFIG + "watchdog_seconds = 2\n"  # a spawner has twice that to start
     with scarce_server(tmp_path, config) as (server, _):
         cancelled = crash.submit(server, crash.FOREVER)
         crash.read_until(server, cancelled, "up")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import socket
 from typing import Final
@@ -12,15 +14,12 @@ from typing import Final
 import msgspec
 
 from sandrun.messages import Spawn
-from sandrun.pool import mounts
+from sandrun.pool import assist, mounts
 from sandrun.pool.linux.constants import CLONE
 from sandrun.pool.networks import Inside
 from sandrun.pool.zygote import attest, boot, child
 
-NEW_NAMESPACES: Final = (  # and the network, which the spawner has ready: networks.py
-    CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS
-)
-NAMESPACES: Final = NEW_NAMESPACES | CLONE.NEWNET
+NEW_NAMESPACES: Final = assist.NAMESPACES & ~CLONE.NEWNET  # the spawner has one: networks.py
 _DOORS: Final = ("python3", "node")  # interpreters that have a warm script
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _PLACE: Final = "/run/sandrun/init"  # for a moment, below the root that is being built
@@ -30,7 +29,8 @@ class Launcher:
     """Owns the program and the plan that all its PID 1s share.
 
     Each gets a socket of its own, at which it may ask for a Python child; the other
-    ends go to ``assist`` (``pool/assist.py``), in messages of one byte.
+    ends go to the assistant (``pool/assist.py``), in messages of one byte. They are kept
+    here as well, for the assistant that follows one that died.
     """
 
     def __init__(self, library: int, program: bytes, root: str) -> None:
@@ -40,7 +40,9 @@ class Launcher:
         self._launch.restype = ctypes.c_int
         self._program = _executable(f"{root}{_PLACE}", program)
         self._plan = -1
-        self.assist, self._assistant = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._assist, self._assistant = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._ends: dict[int, socket.socket] = {}
+        self._ended = select.epoll()  # knows of them only when their PID 1 has gone
         self._failed = ctypes.c_int(0)
         self._failed_at = ctypes.byref(self._failed)
 
@@ -64,7 +66,8 @@ class Launcher:
         """
         http, log, outputs, tmpfs, *control = order_fds
         ask, answer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ask, answer:
+        with ask, contextlib.ExitStack() as unless_started:
+            unless_started.callback(answer.close)
             fds = (
                 channel, gate, self._plan, ask.fileno(), http, log, outputs, tmpfs, template,
                 *control,
@@ -75,9 +78,35 @@ class Launcher:
                 pid = self._launch(array, len(fds), self._program, flags, self._failed_at)
             if pid > 0:
                 socket.send_fds(self._assistant, [b"+"], [answer.fileno()])
+                unless_started.pop_all()
+                self._keep(answer)
         if pid < 0:
             raise OSError(-pid, f"clone: {os.strerror(-pid)}")
         return pid, self._failed.value
+
+    def _keep(self, end: socket.socket) -> None:
+        self._forget_ended()
+        self._ends[end.fileno()] = end
+        self._ended.register(end.fileno(), 0)
+
+    def _forget_ended(self) -> None:
+        """When there is a new one, so that nobody wakes for it."""
+        for fd, _ in self._ended.poll(0):
+            self._ended.unregister(fd)
+            self._ends.pop(fd).close()
+
+    def start_assistant(self, plan: boot.Plan) -> int:
+        """Fork it, with all the ends that there are: its pidfd. Raises OSError."""
+        self._forget_ended()
+        pid = os.fork()
+        if pid:
+            return os.pidfd_open(pid)
+        try:
+            self._assistant.close()  # so that it hears of our end
+            self._ended.close()
+            assist.run(self._assist, plan, list(self._ends.values()))
+        finally:
+            os._exit(1)
 
 
 def order_of(spawn: Spawn) -> bytes:
