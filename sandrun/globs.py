@@ -15,8 +15,9 @@ The rules are those of ``.gitignore``, turned round (what matches is kept):
 The patterns and the names both come from strangers, so no pattern may be slow.
 All of them together are one non-deterministic automaton whose set of states is
 the bits of one integer; a character costs a few operations on that integer
-(Baeza-Yates and Gonnet, Shift-And), whatever the patterns are. There is nothing
-to backtrack. A walk keeps the state of a directory and goes on from there for
+(Baeza-Yates and Gonnet, Shift-And), whatever the patterns are: what the classes
+accept is one integer for each stretch between the ends of their ranges. There is
+nothing to backtrack. A walk keeps the state of a directory and goes on from there for
 each of its entries, so no name is looked at twice.
 """
 
@@ -24,7 +25,8 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 MAX_PATTERNS: Final = 64
@@ -32,14 +34,14 @@ MAX_LENGTH: Final = 512  # characters of one pattern
 MAX_TOTAL: Final = 4096  # of all: the integer then has about 600 bytes
 
 # One item of a pattern is one bit: it stays, it moves on, or it dies.
-_Test = Callable[[str], bool]
 
 
 class _Item(NamedTuple):
     """``accepts`` moves on, ``stays`` loops, ``skips`` may be left without a character."""
 
     literal: str = ""  # accepts just this
-    test: _Test | None = None  # accepts what this says (never "/")
+    ranges: tuple[tuple[str, str], ...] | None = None  # accepts what is in them (never "/")
+    negated: bool = False  # or what is in none
     star: bool = False  # loops on all but "/"; may be left at any time
     globstar: bool = False  # loops on everything; left behind a "/", or at once
     sink: bool = False  # loops on everything, is never left
@@ -62,7 +64,8 @@ class Matcher:
 
     def __init__(self, positive: list[_Pattern], negative: list[_Pattern]) -> None:
         self._literal: dict[str, int] = {}
-        self._tests: list[tuple[_Test, int]] = []
+        self._flips: dict[int, int] = {}  # character's number → classes that begin or end there
+        self._negated = 0
         self._star = self._globstar = self._loop_all = 0
         entry, bit = 0, 1
         ends = []
@@ -76,13 +79,20 @@ class Matcher:
         self._keep = _union(end for end, _ in ends[: len(positive)])
         self._drop = _union(end for end, _ in ends[len(positive) :])
         self._drop_below = _union(below for _, below in ends[len(positive) :])
+        self._stretches = sorted(self._flips)
+        self._classes = [self._negated]  # what accepts a character of each stretch
+        for number in self._stretches:
+            self._classes.append(self._classes[-1] ^ self._flips[number])
         self.start = self._spread(entry, 0)
 
     def _add(self, item: _Item, bit: int) -> None:
         if item.literal:
             self._literal[item.literal] = self._literal.get(item.literal, 0) | bit
-        if item.test:
-            self._tests.append((item.test, bit))
+        if item.negated:
+            self._negated |= bit
+        for low, high in _apart(item.ranges or ()):
+            for number in (low, high + 1):
+                self._flips[number] = self._flips.get(number, 0) ^ bit
         if item.star:
             self._star |= bit
         if item.globstar:
@@ -97,7 +107,8 @@ class Matcher:
 
     def advance(self, state: int, text: str) -> int:
         """The state behind ``text``: a name, or ``"/"``, or several of both."""
-        literal, tests, loop_all, star = self._literal, self._tests, self._loop_all, self._star
+        literal, loop_all, star = self._literal, self._loop_all, self._star
+        stretches, classes = self._stretches, self._classes
         for char in text:
             if not state:
                 return 0
@@ -105,9 +116,7 @@ class Matcher:
             loops = loop_all
             if char != "/":
                 loops |= star
-                for test, bit in tests:
-                    if state & bit and test(char):
-                        accepts |= bit
+                accepts |= classes[bisect_right(stretches, ord(char))]
             state = self._spread((state & accepts) << 1, state & loops)
         return state
 
@@ -192,7 +201,7 @@ def _parse_name(name: str) -> list[_Item]:
             if not (items and items[-1].star):
                 items.append(_STAR)
         elif char == "?":
-            items.append(_Item(test=_anything))
+            items.append(_Item(ranges=(), negated=True))
         elif char == "[":
             item, at = _parse_class(name, at)
             items.append(item)
@@ -206,8 +215,15 @@ def _parse_name(name: str) -> list[_Item]:
     return items
 
 
-def _anything(_: str) -> bool:
-    return True
+def _apart(ranges: Iterable[tuple[str, str]]) -> list[tuple[int, int]]:
+    """The same characters' numbers, in ranges that do not touch."""
+    found: list[tuple[int, int]] = []
+    for low, high in sorted((ord(low), ord(high)) for low, high in ranges):
+        if found and low <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(found[-1][1], high)
+        else:
+            found.append((low, high))
+    return found
 
 
 def _parse_class(name: str, at: int) -> tuple[_Item, int]:
@@ -228,9 +244,4 @@ def _parse_class(name: str, at: int) -> tuple[_Item, int]:
         else:
             ranges.append((low, low))
             at += 1
-    found = tuple(ranges)
-
-    def test(char: str) -> bool:
-        return any(low <= char <= high for low, high in found) != negated
-
-    return _Item(test=test), end + 1
+    return _Item(ranges=tuple(ranges), negated=negated), end + 1

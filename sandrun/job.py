@@ -49,7 +49,7 @@ class JobSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What a job used, from its control group and the clock."""
 
-    cpu_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # what collecting its outputs took included
     memory_peak_bytes: int = 0
     wall_time_s: float = 0.0
     processes_peak: int = 0

@@ -50,12 +50,11 @@ def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdic
         return _out_of_memory(facts, usage, limits, maxima)
     if facts.unaccepted_bytes:
         held, most = facts.unaccepted_bytes // MIB, UNACCEPTED_MOST // MIB
-        return _verdict(
-            facts,
-            ExitReason.OUT_OF_MEMORY,
-            (f"connections that nobody accepted held {held} of {most} MiB of the kernel's memory",),
-            "accept connections, or make fewer",
+        what = (
+            f"connections that nobody accepted held {held} MiB of the kernel's memory, over {most}"
         )
+        remedy = "accept connections, or make fewer"
+        return _verdict(facts, ExitReason.OUT_OF_MEMORY, (what,), remedy)
     if facts.timed_out:
         return _verdict(
             facts,

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).with_name("run")
 
 pytestmark = [
     pytest.mark.vm,
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif("SANDRUN_VM" not in os.environ, reason="minutes long: set SANDRUN_VM=1"),
 ]
 

@@ -12,10 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/statvfs.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -77,6 +79,7 @@ static struct {
     bool over;
     pid_t watched;
     int watched_status;
+    double watched_cpu_s;
     bool watched_ended, parked_ended, has_parked;
 } job;
 
@@ -228,10 +231,23 @@ static enum heard hear(struct bytes *message, int *upload)
 
 /* ── processes ── */
 
-static void note_end(pid_t pid, int status)
+static double own_cpu_s(void)
+{
+    struct timespec spent;
+    must(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent), "clock_gettime");
+    return (double)spent.tv_sec + (double)spent.tv_nsec / 1e9;
+}
+
+static double seconds(struct timeval time)
+{
+    return (double)time.tv_sec + (double)time.tv_usec / 1e6;
+}
+
+static void note_end(pid_t pid, int status, const struct rusage *used)
 {
     if (pid == job.watched) {
         job.watched_status = status;
+        job.watched_cpu_s = seconds(used->ru_utime) + seconds(used->ru_stime);
         job.watched_ended = true;
     }
     if (job.has_parked && pid == parked.pid)
@@ -241,12 +257,13 @@ static void note_end(pid_t pid, int status)
 static void reap(bool block)
 {
     struct signalfd_siginfo signals[16];
+    struct rusage used;
     int status;
     pid_t pid;
     while (read(signal_fd, signals, sizeof signals) > 0)
         ;
-    while ((pid = waitpid(-1, &status, block ? 0 : WNOHANG)) > 0)
-        note_end(pid, status);
+    while ((pid = wait4(-1, &status, block ? 0 : WNOHANG, &used)) > 0)
+        note_end(pid, status, &used);
 }
 
 /* kill(-1) from PID 1 reaches all others in one step under the kernel's task lock, so
@@ -270,6 +287,7 @@ static void dismiss_parked(void)
    anything else is in the group, or hides, everything goes and the start is cold. */
 static void end_of(pid_t pid)
 {
+    struct rusage used;
     int status;
     pid_t ended;
     if (!job.has_parked) {
@@ -280,8 +298,8 @@ static void end_of(pid_t pid)
         return;
     }
     kill(pid, SIGKILL);
-    while (!job.watched_ended && (ended = waitpid(-1, &status, 0)) > 0)
-        note_end(ended, status);
+    while (!job.watched_ended && (ended = wait4(-1, &status, 0, &used)) > 0)
+        note_end(ended, status, &used);
     reap(false);
     /* A build that killed the parked process may have put another in its place. */
     if (job.parked_ended || group_processes_now() != job.parked_tasks) {
@@ -424,6 +442,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     bool ended = false;
     job.watched = process.pid;
     job.watched_ended = false;
+    job.watched_cpu_s = 0;
     must(fcntl(process.stdout_fd, F_SETFL, O_NONBLOCK), "fcntl");
     must(fcntl(process.stderr_fd, F_SETFL, O_NONBLOCK), "fcntl");
     must(fcntl(process.stdin_fd, F_SETFL, O_NONBLOCK), "fcntl");
@@ -488,8 +507,9 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
         }
         if (!ended && now >= look) {
             bool many;
+            double spent = own_cpu_s();
             int64_t held = sink->in_group ? unaccepted_bytes(&many) : (many = false);
-            double rest = (now_s() - now) * look_cost, usual = many ? look_again_s : look_s;
+            double rest = (own_cpu_s() - spent) * look_cost, usual = many ? look_again_s : look_s;
             if (held > UNACCEPTED_MOST) {
                 outcome.unaccepted = held;
                 ended = true;
@@ -1008,7 +1028,8 @@ static bool wants_no_outputs(void)
     return take_array(&c) == 0 && !c.bad;
 }
 
-static struct outputs collect(bool *cancelled)
+/* `cpu_seconds`: grows by what it took, which the job has made as long as it is. */
+static struct outputs collect(bool *cancelled, double *cpu_seconds)
 {
     static uint8_t buffer[MESSAGE_MAX + PLACED_ROOM];
     struct outputs found = {0};
@@ -1029,6 +1050,7 @@ static struct outputs collect(bool *cancelled)
     struct bytes report = assist('C', -1, (struct bytes){buffer, request.size},
                                  COLLECT_TIMEOUT_S, &outcome);
     *cancelled = outcome.cancelled || *cancelled;
+    *cpu_seconds += job.watched_cpu_s;
     struct bytes fault = text_field(report, "fault");
     struct cursor over_at = field(report, "over_limit");
     found.over_limit = take_bool(&over_at);
@@ -1247,7 +1269,7 @@ int serve(void)
     job.storage_bytes = (int64_t)((room.f_blocks - room.f_bfree) * room.f_frsize);
     double cpu_seconds = group_cpu_seconds() - job.cpu_before;
     int64_t memory_peak = group_memory_peak(), processes_peak = group_processes_peak();
-    struct outputs outputs = collect(&outcome.cancelled);
+    struct outputs outputs = collect(&outcome.cancelled, &cpu_seconds);
     struct out o = new_message("Result", 7);
     put_str(&o, "verdict");
     job.over ? put_verdict(&o) : put_nil(&o);

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { LISTED_FROM = 16, CONNECTION_BYTES = 4096, WAITING_BYTES = 1024, TCP_TIME_WAIT = 6 };
+enum { LISTED_FROM = 16, CONNECTION_BYTES = 4096, SMALL_BYTES = 1024 };
+enum { TCP_TIME_WAIT = 6, TCP_LISTEN = 10 };
 
 /* "TCP: inuse 3 orphan 0 tw 2 ...", "TCP6: inuse 0" */
 static int64_t sockets_in(const char *path)
@@ -34,10 +35,12 @@ static int64_t held_in(const char *path, int64_t most)
     FILE *file = fopen(path, "re");
     while (file && held <= most && fgets(line, sizeof line, file))
         if (sscanf(line, " %*d: %*s %*s %x %llx:%llx %*s %*s %*s %*s %llu", &state, &sends,
-                   &receives, &inode) == 4 &&
-            !inode)
-            held += state == TCP_TIME_WAIT ? WAITING_BYTES
-                                           : CONNECTION_BYTES + (int64_t)(sends + receives);
+                   &receives, &inode) == 4) {
+            if (!inode && state != TCP_TIME_WAIT)
+                held += CONNECTION_BYTES + (int64_t)(sends + receives);
+            else if (state != TCP_LISTEN)
+                held += SMALL_BYTES;
+        }
     if (file)
         fclose(file);
     return held;

@@ -186,10 +186,12 @@ class Init:
             over = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(str(error),))
         self._kill_everything()
         full = self._storage_state()
-        usage = self._usage(outcome)
+        usage, start = self._usage(outcome), time.process_time()
         index, index_offset = self._collect(spec, before)
         taken = sum(file.size_bytes for file in index.files)
-        usage = msgspec.structs.replace(usage, output_bytes=taken)
+        # What it took, the job has made as long as it is.
+        cpu_seconds = usage.cpu_seconds + time.process_time() - start
+        usage = msgspec.structs.replace(usage, output_bytes=taken, cpu_seconds=cpu_seconds)
         facts = Facts(
             exit_code=outcome.exit_code,
             signal=outcome.signal,
@@ -518,12 +520,13 @@ class Init:
                     outcome.cpu_exceeded = ended = True
                 cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
             if not ended and now >= look:
+                spent = time.process_time()
                 held, many = sockets.unaccepted_bytes()
                 if held > UNACCEPTED_MOST:
                     outcome.unaccepted_bytes = held
                     ended = True
-                cost_s = time.monotonic() - now
-                look = now + cost_s + max(cost_s * LOOK_COST, LOOK_AGAIN_S if many else LOOK_S)
+                cost_s = (time.process_time() - spent) * LOOK_COST
+                look = time.monotonic() + max(cost_s, LOOK_AGAIN_S if many else LOOK_S)
             if not ended and now >= report:
                 ended = self.group.oom_kills() > 0
                 self._tell_spent()

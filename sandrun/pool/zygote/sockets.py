@@ -7,7 +7,8 @@ and megabytes of data that counted as nobody's: in 16 s of CPU time 680 MB at a 
 and, with data, all that TCP has on the whole host.
 
 The namespace's own tables show them: a socket that no descriptor leads to has no inode.
-What is accepted is charged by the kernel. man: proc(5), Documentation/networking/proc_net_tcp
+What is accepted is charged by the kernel, but for the socket itself (before Linux 6.12),
+of which a job can have as many as descriptors. man: proc(5), Documentation/networking/proc_net_tcp
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from sandrun.job import UNACCEPTED_MOST
+
 NET: Final = "/proc/self/net"
 LISTED_FROM: Final = 16  # fewer cannot hold much, and listing takes the kernel a millisecond
 CONNECTION_BYTES: Final = 4096  # struct tcp_sock, its request, a page of what it may send
-WAITING_BYTES: Final = 1024  # 256 and more; what a closed connection leaves for a minute
+SMALL_BYTES: Final = 1024  # what a closed connection leaves for a minute, or one that is open
 _TIME_WAIT: Final = 6
+_LISTEN: Final = 10
 
 
 def unaccepted_bytes() -> tuple[int, bool]:
@@ -27,7 +31,7 @@ def unaccepted_bytes() -> tuple[int, bool]:
     try:
         if sum(sockets_in(_read(name)) for name in ("sockstat", "sockstat6")) < LISTED_FROM:
             return 0, False
-        return sum(held_in(_read(name).splitlines()) for name in ("tcp", "tcp6")), True
+        return sum(map(_held_in, ("tcp", "tcp6"))), True
     except OSError:  # no IPv6 here, or no descriptor left on the host: look again later
         return 0, False
 
@@ -43,16 +47,26 @@ def sockets_in(sockstat: str) -> int:
 
 
 def held_in(rows: Iterable[str]) -> int:
-    """Bytes of those rows of /proc/net/tcp or tcp6 that have no inode. Pure."""
+    """Bytes of the rows of /proc/net/tcp or tcp6 that nobody is charged with, until they are
+    too many. Pure.
+    """
     held = 0
     for row in rows:
         words = row.split()
-        if len(words) < 10 or words[9] != "0":
+        if len(words) < 10 or held > UNACCEPTED_MOST:
             continue
-        sends, _, receives = words[4].partition(":")
-        waiting = int(words[3], 16) == _TIME_WAIT
-        held += WAITING_BYTES if waiting else CONNECTION_BYTES + int(sends, 16) + int(receives, 16)
+        state = int(words[3], 16) if words[3] != "st" else _LISTEN
+        if words[9] == "0" and state != _TIME_WAIT:
+            sends, _, receives = words[4].partition(":")
+            held += CONNECTION_BYTES + int(sends, 16) + int(receives, 16)
+        elif state != _LISTEN:
+            held += SMALL_BYTES
     return held
+
+
+def _held_in(name: str) -> int:
+    with open(f"{NET}/{name}", encoding="utf-8") as file:
+        return held_in(file)
 
 
 def _read(name: str) -> str:

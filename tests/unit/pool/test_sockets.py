@@ -24,8 +24,12 @@ def test_sockets_are_counted_with_those_that_wait() -> None:
     assert sockets_in("") == 0
 
 
-def test_what_a_descriptor_leads_to_is_the_kernel_s_to_charge() -> None:
-    assert held_in([HEAD, row("0A", 0, 100, 77), row("01", 5, 1 << 20, 78)]) == 0
+def test_what_a_descriptor_leads_to_is_the_kernel_s_to_charge_but_for_the_socket() -> None:
+    assert held_in([HEAD, row("0A", 0, 100, 77), row("01", 5, 1 << 20, 78)]) == 1024
+
+
+def test_counting_ends_when_there_is_too_much() -> None:
+    assert held_in([row("01", 0, 20 << 20, 0)] * 9) == 2 * ((20 << 20) + 4096)
 
 
 def test_what_none_leads_to_is_counted_with_its_data() -> None:
