@@ -113,7 +113,6 @@ class Driver:
         if sandbox is None:
             raise RuntimeError("the zygote died")
         channel.send(dispatch)
-        self.manager.taken(leased.id)
         result = await future
         wall = time.perf_counter() - start
         if result.verdict or not result.facts or result.facts.exit_code != 0:

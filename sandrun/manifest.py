@@ -18,6 +18,7 @@ that the finished spec fits into one datagram), and every fault is a
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -249,18 +250,20 @@ def _decode(data: bytes, source: str) -> object:
             _refuse_whole(source, "begins with a byte order mark; save it as plain UTF-8")
         # Two equal keys are two intentions, and which of them wins differs between
         # parsers: a classic way to get something past a check.
-        return json.loads(
-            text,
-            object_pairs_hook=_no_twins,
-            parse_int=_integer,
-            parse_constant=_no_constant,
-        )
+        return _decoder().decode(text)
     except UnicodeDecodeError as error:
         _refuse_whole(source, f"must be UTF-8: byte {error.start} is not")
     except RecursionError:
         _refuse_whole(source, "is nested too deeply")
     except ValueError as error:  # JSONDecodeError, and ours from the hooks
         _refuse_whole(source, f"is not valid JSON: {error}")
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_no_twins, parse_int=_integer, parse_constant=_no_constant
+    )
 
 
 def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

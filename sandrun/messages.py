@@ -9,7 +9,7 @@ the other as possibly taken over.
 
     supervisor ──Spawn──▶ spawner ──clone──▶ zygote (PID 1)
     supervisor ──Lease──▶ http ──Dispatch──▶ zygote ──Started, LogGrew, Spent, Result──▶ http
-    http ──Keep, Taken, Finished, Forget──▶ supervisor ──StoreEntry, Restored──▶ next http
+    http ──Keep, Finished, Forget──▶ supervisor ──StoreEntry, Restored──▶ next http
 """
 
 from __future__ import annotations
@@ -271,8 +271,9 @@ class Keep(_Message, frozen=True):
 
     Each part replaces the one of the same number, an empty one removes it; what is
     not named stays. Descriptors that come along replace those of the entry, and
-    ``drop_fds`` closes them. ``zygote`` binds the entry to a leased zygote, whose
-    socket, log and outputs the supervisor then keeps; ``unbind`` lets them go.
+    ``drop_fds`` closes them. ``zygote``: this leased one is about to get the job. It is
+    bound to the entry: the supervisor keeps its socket, log and outputs, and makes
+    another in its place; ``unbind`` lets them go.
     """
 
     key: StoreKey
@@ -292,12 +293,6 @@ class Ready(_Message, frozen=True):
     """http listens; ``urls`` are what it serves."""
 
     urls: tuple[Text, ...]
-
-
-class Taken(_Message, frozen=True):
-    """A leased zygote got a job: refill."""
-
-    zygote: ZygoteId
 
 
 class Resize(_Message, frozen=True):
@@ -361,7 +356,7 @@ class Kill(_Message, frozen=True):
     zygote: ZygoteId
 
 
-ToPool = Loaded | Pong | Keep | Forget | Ready | Taken | Resize | Want | Install | Finished | Kill
+ToPool = Loaded | Pong | Keep | Forget | Ready | Resize | Want | Install | Finished | Kill
 
 
 # ── http → zygote ────────────────────────────────────────────────────────────

@@ -61,7 +61,6 @@ from sandrun.messages import (
     Resize,
     Restored,
     StoreState,
-    Taken,
     ToHttp,
     ToPool,
     Want,
@@ -570,8 +569,6 @@ class Supervisor:
                     self.store.bind(message.key, message.zygote, self.manager.bind(message.zygote))
             case Forget():
                 self.store.forget(message.key)
-            case Taken():
-                self.manager.taken(message.zygote)
             case Finished():
                 self.manager.finished(message.zygote)
             case Want():

@@ -45,6 +45,7 @@ from sandrun.messages import (
     Installed,
     InstallFailed,
     InterpreterInfo,
+    Keep,
     Kill,
     Lease,
     LogGrew,
@@ -56,7 +57,6 @@ from sandrun.messages import (
     Restored,
     Result,
     Started,
-    Taken,
     ToHttp,
     ToPool,
     ToZygote,
@@ -343,7 +343,7 @@ class FakePool:
         match message:
             case Ready():
                 self.http_ready.set()
-            case Taken(zygote=number):
+            case Keep(zygote=int(number)):
                 if self.refill:
                     self._lease(self.zygotes[number].environment, self.zygotes[number].warm)
             case Finished(zygote=number) | Kill(zygote=number):

@@ -52,7 +52,6 @@ from sandrun.messages import (
     Started,
     StoreEntry,
     StoreState,
-    Taken,
     ToHttp,
     ToPool,
     ToZygote,
@@ -72,6 +71,7 @@ log: Final = logging.getLogger("sandrun.http")
 LEASE_FDS: Final = 3  # socket, log, outputs
 CANCEL_GRACE_S: Final = 2.0  # PID 1 kills and reports in milliseconds; then it counts as stuck
 ANY: Final = "exec"  # the warm kind that runs everything
+FEWER_S: Final = 0.02  # how long the pool may think that more jobs wait than do
 PATIENCE_S: Final = 2.0  # with the pool's word that a warm zygote is coming, if none comes
 
 
@@ -196,7 +196,9 @@ class Leases:
         self._ready: dict[str, dict[str, dict[int, Zygote]]] = {}
         self._of_job: dict[Job, Zygote] = {}
         self.ready_count = 0
-        self._wanted: dict[tuple[str, str], int] = {}
+        self._wanted: dict[tuple[str, str], int] = {}  # as it was told
+        self._fewer: dict[tuple[str, str], int] = {}  # what is to be told
+        self._fewer_timer: asyncio.TimerHandle | None = None
         self._kinds: dict[tuple[str, str], KindState] = {}
         self._came: dict[tuple[str, str], float] = {}  # when one was last leased, or missed
         self._patience: asyncio.TimerHandle | None = None
@@ -410,8 +412,6 @@ class Leases:
         if zygote is None:
             return None
         self._of_job[job] = zygote
-        # Only now: a refill that starts earlier would compete for the processor.
-        self.send(Taken(zygote=zygote.id))
         return zygote.kept
 
     def _give(self, job: Job, warm: str) -> Zygote | None:
@@ -494,14 +494,33 @@ class Leases:
         return True
 
     def want(self, environment: str, warm: str, waiting: int) -> None:
-        """Tell the supervisor how many jobs wait for this kind, when that has changed."""
+        """Tell the supervisor how many jobs wait for this kind: more of them at once,
+        fewer a moment later. In a full queue the number goes up and down with each job.
+        """
         kind = (environment, warm)
-        if self._wanted.get(kind, 0) == waiting:
-            return
+        told = self._wanted.get(kind, 0)
+        if waiting > told:
+            self._fewer.pop(kind, None)
+            self._tell_wanted(kind, waiting)
+        elif waiting < told:
+            self._fewer[kind] = waiting
+            if self._fewer_timer is None:
+                self._fewer_timer = self._loop.call_later(FEWER_S, self._tell_fewer)
+        else:
+            self._fewer.pop(kind, None)
+
+    def _tell_fewer(self) -> None:
+        self._fewer_timer = None
+        fewer, self._fewer = self._fewer, {}
+        for kind, waiting in fewer.items():
+            self._tell_wanted(kind, waiting)
+
+    def _tell_wanted(self, kind: tuple[str, str], waiting: int) -> None:
         if waiting:
             self._wanted[kind] = waiting
         else:
             del self._wanted[kind]
+        environment, warm = kind
         self.send(Want(environment=environment, warm=warm, waiting=waiting))
 
     # ── zygotes with a job ───────────────────────────────────────────────────
@@ -616,8 +635,9 @@ class Leases:
 
     def close(self) -> None:
         """Let every zygote and the supervisor go."""
-        if self._patience is not None:
-            self._patience.cancel()
+        for timer in (self._patience, self._fewer_timer):
+            if timer is not None:
+                timer.cancel()
         for zygote in list(self._zygotes.values()):
             self._retire(zygote)
         self._loop.remove_reader(self._control.fileno())

@@ -2,7 +2,7 @@
 
 One spawner per environment makes zygotes; each ready one is *leased* to http, so
 that a dispatch is one datagram from http to the zygote and never waits for us.
-We hear ``Taken`` after the fact and refill; how many and when is policy.py's to say.
+We hear of it (``Keep``) and refill; how many and when is policy.py's to say.
 
 What a zygote needs is made here, before it: a cgroup, a tmpfs that cannot be
 swapped (``noswap`` is refused inside a user namespace), and the memory
@@ -672,7 +672,8 @@ class Manager:
     # ── zygotes: life and death ──────────────────────────────────────────────
 
     def bind(self, zygote_id: int) -> Sandbox | None:
-        """http is about to dispatch a job to it: its descriptors go into the store.
+        """http dispatches a job to it: its descriptors go into the store, and another is
+        made when the time has come.
 
         None if it is not there to be taken.
         """
@@ -681,18 +682,11 @@ class Manager:
             return None
         self._advance(zygote, Event.TAKEN)
         zygote.busy_since = self.loop.time()
+        zygote.kind.demand.on_taken(zygote.busy_since)
+        self.refill(zygote.kind)
+        self._report_soon()
         (sock, log_r, outputs_r), zygote.lease_fds = zygote.lease_fds, ()
         return Sandbox(zygote_id, zygote.kind.environment, zygote.kind.warm, sock, log_r, outputs_r)
-
-    def taken(self, zygote_id: int) -> None:
-        """http dispatched a job to it; ``bind`` came before. Only now we make another:
-        a refill that starts earlier would compete for the processor.
-        """
-        zygote = self.zygotes.get(zygote_id)
-        if zygote is not None:
-            zygote.kind.demand.on_taken(self.loop.time())
-            self.refill(zygote.kind)
-            self._report_soon()
 
     def _watch(self) -> None:
         """End jobs that should have ended long ago, whatever PID 1 or http think."""

@@ -17,7 +17,7 @@ from fakes import FakeZygote, elsewhere
 
 from sandrun.config import Config, RateLimit
 from sandrun.job import ExitReason
-from sandrun.messages import Kill, Resize, Spent, Taken, Want
+from sandrun.messages import Keep, Kill, Resize, Spent, Want
 
 MIB = 1024 * 1024
 
@@ -289,7 +289,7 @@ def test_a_queued_job_can_be_cancelled(start: Callable[..., Any]) -> None:
     node = start(ready=0)
     job = node.submit()["job_id"]
     assert node.client.post(f"/jobs/{job}/cancel").json()["exit_reason"] == "cancelled"
-    assert not any(isinstance(m, Taken) for m in node.pool.received)
+    assert not any(isinstance(m, Keep) and m.zygote for m in node.pool.received)
 
 
 def test_a_ready_sandbox_that_is_withdrawn_is_not_used(start: Callable[..., Any]) -> None:

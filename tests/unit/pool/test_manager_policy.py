@@ -115,8 +115,8 @@ class Pool(Manager):
         zygote = next(
             z for z in self.zygotes.values() if z.kind is kind and z.state is State.LEASED
         )
-        self._advance(zygote, Event.TAKEN)
-        self.taken(zygote.id)
+        zygote.leased, zygote.lease_fds = True, (-1, -1, -1)
+        assert self.bind(zygote.id)
         self.loop.run()
         return zygote
 
