@@ -91,7 +91,7 @@ class Installer:
         self.control = control  # a job group's control files: names, descriptors
         self.cpu_seconds = 0.0  # used by all runs so far
         self._process: subprocess.Popen[bytes] | None = None
-        self._killed = False
+        self.killed = False
         self.uv = find_uv()
         self._default_index: str | None = None
 
@@ -141,12 +141,12 @@ class Installer:
 
     def kill(self) -> None:
         """End what runs, from another thread; no run after it begins."""
-        self._killed = True
+        self.killed = True
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
 
     def _build(self, build: Build, settings: Settings | None) -> Built:
-        if self._killed:
+        if self.killed:
             raise PackageError("the server is stopping", fault=True)
         ours, theirs = pair()
         # Its PDEATHSIG fires at the end of this thread: a pool's threads stay.
@@ -164,6 +164,8 @@ class Installer:
                 if isinstance(message, Built):
                     close_all(fds)
                     answered = True  # its last words: it ends by itself, and is counted
+                    if message.status and proxy is not None and proxy.poll() is not None:
+                        raise PackageError("the proxy of the build sandbox ended", fault=True)
                     return _with_refusals(message, proxy)
                 if isinstance(message, Listening) and len(fds) == 1 and settings and not proxy:
                     proxy = self._start_proxy(socket.socket(fileno=fds[0]), settings)
@@ -176,7 +178,8 @@ class Installer:
         finally:
             channel.close()
             if not answered:
-                process.kill()
+                # Popen.kill() would look first, and take what _reap() wants to know.
+                os.kill(process.pid, signal.SIGKILL)
             self._process = None
             self.cpu_seconds += _reap(process)
             if proxy is not None:
@@ -273,7 +276,10 @@ class Installer:
 
 def _reap(process: subprocess.Popen[bytes]) -> float:
     """Wait for a process; CPU seconds of it and of all that it has waited for."""
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except ChildProcessError:  # Installer.kill() has seen its end: that is a Popen's way
+        return 0.0
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_utime + usage.ru_stime
 

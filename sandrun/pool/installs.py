@@ -324,9 +324,7 @@ class Installs:
             self._installers.add(installer)
             self.make_room()
             try:
-                directory, record, said = await asyncio.to_thread(
-                    self._build_directory, installer, order
-                )
+                directory, record, said = await self._try(installer, order, started)
             except (SandrunError, OSError) as error:
                 fault = not isinstance(error, PackageError) or error.fault
                 raise Failed(
@@ -342,6 +340,19 @@ class Installs:
             return Done(
                 directory.name, self.clock() - started, installer.cpu_seconds, "\n".join(said)
             )
+
+    async def _try(
+        self, installer: Installer, order: Order, started: float
+    ) -> tuple[Path, Record, list[str]]:
+        """Twice, if it is our sandbox that came to an end, as when somebody kills it."""
+        try:
+            return await asyncio.to_thread(self._build_directory, installer, order)
+        except PackageError as error:
+            late = self.clock() - started > self.config.packages.install_timeout_s / 2
+            if not error.fault or late or installer.killed:
+                raise
+            log.warning("installing for a job failed, once more: %s", error)
+        return await asyncio.to_thread(self._build_directory, installer, order)
 
     def _build_directory(
         self, installer: Installer, order: Order
