@@ -13,7 +13,7 @@ import msgspec
 
 MIB: Final = 1024 * 1024
 # Of connections that a job made to itself and nobody accepted: see pool/zygote/sockets.py.
-UNACCEPTED_MOST: Final = 32 * MIB
+UNCHARGED_MOST: Final = 32 * MIB
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from sandrun.job import MIB, UNACCEPTED_MOST, ExitReason, Limits, Usage, Verdict
+from sandrun.job import MIB, UNCHARGED_MOST, ExitReason, Limits, Usage, Verdict
 
 _SIGSYS: Final = int(signal.SIGSYS)
 _NAMES: Final = {int(s): s.name for s in signal.Signals if s < signal.SIGRTMIN}
@@ -32,7 +32,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     timed_out: bool = False
     cpu_exceeded: bool = False
     oom_kills: _Count = 0
-    unaccepted_bytes: _Count = 0
+    uncharged_bytes: _Count = 0
     fork_refusals: _Count = 0
     storage_full: bool = False
     inodes_full: bool = False
@@ -48,12 +48,13 @@ def decide(facts: Facts, usage: Usage, limits: Limits, maxima: Limits) -> Verdic
         return _verdict(facts, ExitReason.CANCELLED, ("cancelled by the client",))
     if facts.oom_kills:
         return _out_of_memory(facts, usage, limits, maxima)
-    if facts.unaccepted_bytes:
-        held, most = facts.unaccepted_bytes // MIB, UNACCEPTED_MOST // MIB
+    if facts.uncharged_bytes:
+        held, most = facts.uncharged_bytes // MIB, UNCHARGED_MOST // MIB
         what = (
-            f"connections that nobody accepted held {held} MiB of the kernel's memory, over {most}"
+            f"TCP connections held {held} MiB of the kernel's memory that it charges to nobody, "
+            f"over {most}"
         )
-        remedy = "accept connections, or make fewer"
+        remedy = "accept connections and close them, or make fewer"
         return _verdict(facts, ExitReason.OUT_OF_MEMORY, (what,), remedy)
     if facts.timed_out:
         return _verdict(

@@ -180,9 +180,9 @@ short group_oom_mask(void);
 
 /* ── sockets.c ── */
 
-enum { UNACCEPTED_MOST = 32 * 1024 * 1024 }; /* job.py */
+enum { UNCHARGED_MOST = 32 * 1024 * 1024 }; /* job.py */
 
-int64_t unaccepted_bytes(bool *many);
+int64_t uncharged_bytes(bool *many);
 
 /* ── child.c ── */
 

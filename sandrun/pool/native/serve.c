@@ -47,7 +47,7 @@ struct outcome {
     bool exited, signaled, cancelled, timed_out, cpu_exceeded;
     bool parting; /* it has ended and the kernel is not done with it: see hear_farewell() */
     int exit_code, signal;
-    int64_t unaccepted; /* bytes, if they ended it */
+    int64_t uncharged; /* bytes, if they ended it */
     double wall_time_s;
 };
 
@@ -508,10 +508,10 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
         if (!ended && now >= look) {
             bool many;
             double spent = own_cpu_s();
-            int64_t held = sink->in_group ? unaccepted_bytes(&many) : (many = false);
+            int64_t held = sink->in_group ? uncharged_bytes(&many) : (many = false);
             double rest = (own_cpu_s() - spent) * look_cost, usual = many ? look_again_s : look_s;
-            if (held > UNACCEPTED_MOST) {
-                outcome.unaccepted = held;
+            if (held > UNCHARGED_MOST) {
+                outcome.uncharged = held;
                 ended = true;
             }
             look = now_s() + (rest > usual ? rest : usual);
@@ -1102,8 +1102,8 @@ static void put_facts(struct out *o, const struct outcome *outcome, const char *
     put_bool(o, outcome->cpu_exceeded);
     put_str(o, "oom_kills");
     put_int(o, group_oom_kills());
-    put_str(o, "unaccepted_bytes");
-    put_int(o, outcome->unaccepted);
+    put_str(o, "uncharged_bytes");
+    put_int(o, outcome->uncharged);
     put_str(o, "fork_refusals");
     put_int(o, group_fork_refusals());
     put_str(o, "storage_full");

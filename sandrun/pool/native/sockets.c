@@ -4,26 +4,26 @@
 #include "init.h"
 
 #include <stdio.h>
-#include <string.h>
+#include <unistd.h>
 
 enum { LISTED_FROM = 16, CONNECTION_BYTES = 4096, SMALL_BYTES = 1024 };
 enum { TCP_TIME_WAIT = 6, TCP_LISTEN = 10 };
 
-/* "TCP: inuse 3 orphan 0 tw 2 ...", "TCP6: inuse 0" */
-static int64_t sockets_in(const char *path)
+/* "TCP: inuse 3 orphan 0 tw 2 alloc 9 mem 7", "TCP6: inuse 0" */
+static void sockets_in(const char *path, long long *sockets, long long *pages)
 {
     char line[256];
-    long long inuse, waiting, found = 0;
+    long long inuse, waiting;
     FILE *file = fopen(path, "re");
     while (file && fgets(line, sizeof line, file)) {
-        if (sscanf(line, "TCP: inuse %lld orphan %*d tw %lld", &inuse, &waiting) == 2)
-            found = inuse + waiting;
+        if (sscanf(line, "TCP: inuse %lld orphan %*d tw %lld alloc %*d mem %lld", &inuse, &waiting,
+                   pages) == 3)
+            *sockets += inuse + waiting;
         else if (sscanf(line, "TCP6: inuse %lld", &inuse) == 1)
-            found = inuse;
+            *sockets += inuse;
     }
     if (file)
         fclose(file);
-    return found;
 }
 
 static int64_t held_in(const char *path, int64_t most)
@@ -46,12 +46,15 @@ static int64_t held_in(const char *path, int64_t most)
     return held;
 }
 
-int64_t unaccepted_bytes(bool *many)
+int64_t uncharged_bytes(bool *many)
 {
-    *many = sockets_in("/proc/self/net/sockstat") + sockets_in("/proc/self/net/sockstat6") >=
-            LISTED_FROM;
+    long long sockets = 0, pages = 0;
+    sockets_in("/proc/self/net/sockstat", &sockets, &pages);
+    sockets_in("/proc/self/net/sockstat6", &sockets, &pages);
+    *many = sockets >= LISTED_FROM && (pages * sysconf(_SC_PAGESIZE) > UNCHARGED_MOST ||
+                                       sockets * CONNECTION_BYTES > UNCHARGED_MOST);
     if (!*many)
         return 0;
-    int64_t held = held_in("/proc/self/net/tcp", UNACCEPTED_MOST);
-    return held + held_in("/proc/self/net/tcp6", UNACCEPTED_MOST - held);
+    int64_t held = held_in("/proc/self/net/tcp", UNCHARGED_MOST);
+    return held + held_in("/proc/self/net/tcp6", UNCHARGED_MOST - held);
 }

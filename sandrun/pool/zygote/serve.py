@@ -26,7 +26,7 @@ from sandrun import globs, journal
 from sandrun.channel import Channel, Closed, close_all, decoder
 from sandrun.errors import RequestError, SetupError
 from sandrun.job import (
-    UNACCEPTED_MOST,
+    UNCHARGED_MOST,
     ExitReason,
     JobSpec,
     OutputIndex,
@@ -93,7 +93,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     cancelled: bool = False
     timed_out: bool = False
     cpu_exceeded: bool = False
-    unaccepted_bytes: int = 0  # if they ended it
+    uncharged_bytes: int = 0  # if they ended it
     wall_time_s: float = 0.0
 
     @property
@@ -199,7 +199,7 @@ class Init:
             timed_out=outcome.timed_out,
             cpu_exceeded=outcome.cpu_exceeded,
             oom_kills=self.group.oom_kills(),
-            unaccepted_bytes=outcome.unaccepted_bytes,
+            uncharged_bytes=outcome.uncharged_bytes,
             fork_refusals=self.group.fork_refusals(),
             storage_full=full[0],
             inodes_full=full[1],
@@ -521,9 +521,9 @@ class Init:
                 cpu_check = now + max(left / cpus, CPU_CHECK_MIN_S)
             if not ended and now >= look:
                 spent = time.process_time()
-                held, many = sockets.unaccepted_bytes()
-                if held > UNACCEPTED_MOST:
-                    outcome.unaccepted_bytes = held
+                held, many = sockets.uncharged_bytes()
+                if held > UNCHARGED_MOST:
+                    outcome.uncharged_bytes = held
                     ended = True
                 cost_s = (time.process_time() - spent) * LOOK_COST
                 look = time.monotonic() + max(cost_s, LOOK_AGAIN_S if many else LOOK_S)

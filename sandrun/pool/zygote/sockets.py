@@ -13,37 +13,44 @@ of which a job can have as many as descriptors. man: proc(5), Documentation/netw
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Final
 
-from sandrun.job import UNACCEPTED_MOST
+from sandrun.job import UNCHARGED_MOST
 
 NET: Final = "/proc/self/net"
-LISTED_FROM: Final = 16  # fewer cannot hold much, and listing takes the kernel a millisecond
+LISTED_FROM: Final = 16  # fewer cannot hold much
 CONNECTION_BYTES: Final = 4096  # struct tcp_sock, its request, a page of what it may send
 SMALL_BYTES: Final = 1024  # what a closed connection leaves for a minute, or one that is open
 _TIME_WAIT: Final = 6
 _LISTEN: Final = 10
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 
-def unaccepted_bytes() -> tuple[int, bool]:
+def uncharged_bytes() -> tuple[int, bool]:
     """What they hold, and whether there are many sockets at all: look again soon."""
     try:
-        if sum(sockets_in(_read(name)) for name in ("sockstat", "sockstat6")) < LISTED_FROM:
+        if not may_hold_much(_read("sockstat"), _read("sockstat6")):
             return 0, False
         return sum(map(_held_in, ("tcp", "tcp6"))), True
     except OSError:  # no IPv6 here, or no descriptor left on the host: look again later
         return 0, False
 
 
-def sockets_in(sockstat: str) -> int:
-    """TCP sockets of /proc/net/sockstat or sockstat6, those in TIME_WAIT included. Pure."""
-    for line in sockstat.splitlines():
+def may_hold_much(sockstat: str, sockstat6: str, page_bytes: int = _PAGE_BYTES) -> bool:
+    """Whether a list is worth its millisecond, or four: they are many, or TCP holds as much
+    on the whole host, which is the only sum that the kernel shows. Pure.
+    """
+    sockets = pages = 0
+    for line in (sockstat + sockstat6).splitlines():
         words = line.split()
         if words[0] in ("TCP:", "TCP6:"):
             numbers = dict(zip(words[1::2], map(int, words[2::2]), strict=True))
-            return numbers["inuse"] + numbers.get("tw", 0)
-    return 0
+            sockets += numbers["inuse"] + numbers.get("tw", 0)
+            pages += numbers.get("mem", 0)
+    held = max(pages * page_bytes, sockets * CONNECTION_BYTES)
+    return sockets >= LISTED_FROM and held > UNCHARGED_MOST
 
 
 def held_in(rows: Iterable[str]) -> int:
@@ -53,7 +60,7 @@ def held_in(rows: Iterable[str]) -> int:
     held = 0
     for row in rows:
         words = row.split()
-        if len(words) < 10 or held > UNACCEPTED_MOST:
+        if len(words) < 10 or held > UNCHARGED_MOST:
             continue
         state = int(words[3], 16) if words[3] != "st" else _LISTEN
         if words[9] == "0" and state != _TIME_WAIT:

@@ -11,7 +11,7 @@ from sandrun.selftest.target import Target
 
 def _of_the_kernel(answer: Answer) -> str:
     evidence = " ".join(answer.get("evidence") or ())
-    return "" if "nobody accepted" in evidence else f"evidence {evidence!r}"
+    return "" if "charges to nobody" in evidence else f"evidence {evidence!r}"
 
 
 _TIMERS: Final = """

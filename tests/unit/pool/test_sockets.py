@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from sandrun.pool.zygote.sockets import held_in, sockets_in
+import pytest
+
+from sandrun.pool.zygote.sockets import held_in, may_hold_much
 
 STAT = """sockets: used 40
-TCP: inuse 5 orphan 2 tw 7 alloc 9 mem 3
-UDP: inuse 1 mem 0
+TCP: inuse {} orphan 2 tw {} alloc 9 mem {}
+UDP: inuse 1 mem 9999999
 """
+STAT6 = "TCP6: inuse {}\nUDP6: inuse 9999999\n"
 HEAD = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
 
 
@@ -18,10 +21,22 @@ def row(state: str, sends: int, receives: int, inode: int) -> str:
     )
 
 
-def test_sockets_are_counted_with_those_that_wait() -> None:
-    assert sockets_in(STAT) == 12
-    assert sockets_in("TCP6: inuse 4\nUDP6: inuse 0\n") == 4
-    assert sockets_in("") == 0
+@pytest.mark.parametrize(
+    ("inuse", "waiting", "pages", "inuse6", "much"),
+    [
+        (0, 0, 0, 0, False),
+        (15, 0, 1 << 20, 0, False),
+        (5, 5, 8193, 6, True),
+        (5, 5, 8192, 6, False),
+        (4000, 4000, 0, 192, False),
+        (4000, 4000, 0, 193, True),
+    ],
+)
+def test_they_are_listed_when_there_are_many_or_tcp_holds_much(
+    inuse: int, waiting: int, pages: int, inuse6: int, much: bool
+) -> None:
+    stat, stat6 = STAT.format(inuse, waiting, pages), STAT6.format(inuse6)
+    assert may_hold_much(stat, stat6, page_bytes=4096) is much
 
 
 def test_what_a_descriptor_leads_to_is_the_kernel_s_to_charge_but_for_the_socket() -> None:
