@@ -38,6 +38,19 @@ LIMITS = {"timeout": 300, "cpu_seconds": 120}
 BURN = "while True: pass"
 HOG = "b = bytearray(300 * 1024 * 1024)\nfor i in range(0, len(b), 4096): b[i] = 1"
 FORKS = "import os, time\nfor _ in range(50):\n    if os.fork() == 0: time.sleep(300)\n"
+UNACCEPTED = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 0), backlog=4096)
+for _ in range(400):
+    one = socket.create_connection(server.getsockname())
+    one.setblocking(False)
+    try:
+        while one.send(bytes(65536)): pass
+    except BlockingIOError: pass
+    one.close()
+time.sleep(300)
+"""
+PENDING = "import resource; print(resource.getrlimit(resource.RLIMIT_SIGPENDING)[1] <= 128)"
 # (what, job, wanted exit reason, wanted text in stdout or evidence)
 CASES = (
     ("a job runs (door)", {"code": "print(6 * 7)"}, "exited", "42"),
@@ -47,6 +60,8 @@ CASES = (
     ("memory is limited", {"code": HOG, "memory_mb": 64}, "out_of_memory", "oom_kill"),
     ("CPU time is limited", {"code": BURN, "cpu_seconds": 2}, "cpu_limit", "CPU-seconds"),
     ("processes are limited", {"code": FORKS, "processes": 8}, "process_limit", "pids.events"),
+    ("unaccepted connections are counted", {"code": UNACCEPTED}, "out_of_memory", "to nobody"),
+    ("timers are limited", {"code": PENDING}, "exited", "True"),
     ("a shell runs", {"code": "echo $((6 * 7))", "interpreter": "sh"}, "exited", "42"),
 )
 

@@ -106,6 +106,22 @@ def heavy(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
 
 
 CASES: Final[tuple[Case, ...]] = (
+    python(
+        "E15.farewell",
+        "an exit status that looks like a warm interpreter's farewell is a child's own affair",
+        """
+        import signal, threading
+        for n in range(300):
+            pid = os.fork()
+            if pid == 0:
+                if n % 3 == 1: signal.signal(signal.SIGALRM, lambda *_: None)
+                if n % 3 == 1: signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+                if n % 3 == 2: threading.Thread(target=os._exit, args=(0x5EED5A00 | n % 256,)).start()
+                else: os._exit(0x5EED5A00 | n % 256)
+            _, how = os.waitpid(pid, 0)
+            expect(n, how, (n % 256) << 8)
+        """,
+    ),
     heavy(
         "F55.unaccepted",
         "connections that nobody accepts end the job: the kernel charges them to nobody",
