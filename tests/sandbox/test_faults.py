@@ -319,11 +319,12 @@ def zombies(server):
 
 # ── any order ────────────────────────────────────────────────────────────────
 
+BIG = 30_000  # times 16 bytes: large enough for a kill to come in between
 KINDS = (
     # (code with its token, how it may end by itself)
     ("print('{}')", "exited"),
     ("print('{}', flush=True)\nimport time\ntime.sleep(0.3)", "exited"),
-    ("open('o', 'w').write('{}')\nprint('{}')", "exited"),
+    (f"open('o', 'w').write('{{}}' * {BIG})\nprint('{{}}')", "exited"),
     ("print('{}', flush=True)\nimport signal\nsignal.pause()", "cancelled"),
     ("print('{}', flush=True)\nimport os\nos.fork()\nimport signal\nsignal.pause()", "cancelled"),
 )
@@ -365,11 +366,13 @@ class Schedule:
             assert reply.headers["retry-after"]
 
     def post(self, token, code):
-        return self.again(
-            lambda: self.server.client.post(
-                "/submit", json={"code": code}, headers={"Idempotency-Key": token}
-            )
-        )
+        """The same token is the same request: of every three, one is an archive to unpack."""
+        request = {"json": {"code": code}}
+        if int(token, 16) % 3 == 0:
+            files = {f"data/{n}": token for n in range(100)} | {"main.py": code}
+            request = {"files": {"files": servers.tar_of(files)}}
+        headers = {"Idempotency-Key": token}
+        return self.again(lambda: self.server.client.post("/submit", headers=headers, **request))
 
     def submit_again(self):
         """The same request twice is the same job."""
@@ -461,6 +464,7 @@ class Schedule:
             assert text["stdout"] in ("", f"{token}\n"), (text, token)  # never run twice
             if found["exit_reason"] == "exited":
                 assert text["stdout"] == f"{token}\n"
+                self.judge_outputs(job, token, code)
         for job in self.deleted:
             gone = self.again(lambda job=job: self.server.client.get(f"/status/{job}"))
             assert gone.status_code == 404
@@ -468,6 +472,14 @@ class Schedule:
         crash.reconnect(self.server)
         assert_undisturbed(self.server, *self.beside)
         assert self.server.python("print('end')")["stdout"] == "end\n"
+
+    def judge_outputs(self, job, token, code):
+        """All of it, or nothing if it wrote nothing."""
+        listed = self.again(lambda: self.server.client.get(f"/outputs/{job}").json()["files"])
+        assert [file["path"] for file in listed] == ["o"] * code.startswith("open")
+        if listed:
+            content = self.again(lambda: self.server.client.get(f"/download/{job}/o").text)
+            assert content == token * BIG
 
 
 def busy(server):
