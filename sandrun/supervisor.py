@@ -375,6 +375,8 @@ class Supervisor:
             http, self.next_http = self.next_http, None
         else:
             http, self.standby = self.standby, None
+        # Before the attempt: one that cannot be started has not lived since the last one.
+        self.http_restart.on_start(time.monotonic())
         if http is None:
             try:
                 http = self._new_http(self.settings)
@@ -383,7 +385,6 @@ class Supervisor:
                 log.error("http cannot be started: %s; next try in %.2f s", error, delay)
                 self.loop.call_later(delay, self._start_http)
                 return
-        self.http_restart.on_start(time.monotonic())
         self._attach(http)
 
     def _attach(self, http: HttpProcess) -> None:

@@ -56,6 +56,7 @@ DOWNLOAD_POLICY: Final = (
 MAX_WAIT_S: Final = 60.0  # of one long-poll: below the idle time-outs of common proxies
 MAX_RUN_S: Final = 3600.0
 CANCEL_WAIT_S: Final = 3.0  # the answer to a cancel shows the end, if it comes soon
+LONG_UPLOAD_S: Final = 0.25  # what was true of the queue before it need not be now
 KEEPALIVE_S: Final = 15.0  # of an event stream: proxies cut what is silent for a minute
 INLINE_FILE_BYTES: Final = 256 * 1024
 INLINE_TOTAL_BYTES: Final = MIB
@@ -339,6 +340,8 @@ class Handlers:
             submission = await read_submission(exchange, app, spool)
             app.metrics.phases["upload"].observe(app.clock() - admitted)
             app.check_open()  # it may have begun to drain meanwhile
+            if app.clock() - admitted > LONG_UPLOAD_S:
+                app.check_wait(client)  # or all that were under way would come in at once
         except BaseException:
             if submission is not None:
                 spool.take_back(submission.spooled)

@@ -350,7 +350,7 @@ class Schedule:
             try:
                 return request()
             except httpx.TransportError:
-                if ("EAGAIN", "start") in self.control.faults:
+                if {("EAGAIN", "start"), ("EMFILE", "watch")} & set(self.control.faults):
                     self.plenty()
                 self.server.client.close()
                 self.server.client = httpx.Client(base_url=self.server.url, timeout=15)

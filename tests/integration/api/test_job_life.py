@@ -638,3 +638,37 @@ def test_an_upload_that_ends_after_the_drain_began_leaves_nothing(
     )
     assert reply.json()["code"] == "draining"
     assert node.client.get("/stats").json()["your_quota"]["active_jobs"] == 1
+
+
+def test_an_upload_that_took_long_is_refused_if_the_queue_has_grown_meanwhile(
+    start: Callable[..., Any],
+) -> None:
+    """Only the beginning of an upload was looked at: all that were under way came in at once."""
+    from sandrun.messages import PoolState
+
+    node = start(
+        script=hold(threading.Event()),
+        config=msgspec.structs.replace(
+            Config(), rate_limit=RateLimit(enabled=False, queue_seconds=0.1)
+        ),
+    )
+    first = node.submit()["job_id"]
+    node.client.get(f"/logs/{first}?wait=10")
+    full = PoolState(warm=4, booting=0, busy=1, capacity=1, memory_available_bytes=MIB)
+    node.pool.call(lambda: node.pool.channel.send(full))
+    while node.client.get("/stats").json()["system"]["capacity"] != 1:
+        pass
+
+    def body() -> Any:
+        yield b'{"files": {"main.py": "'
+        with httpx.Client(base_url=node.url, timeout=20) as other:
+            waiting = other.post("/submit", json={"code": "1"}).json()["job_id"]
+            other.get(f"/logs/{waiting}?wait=0.5")  # nothing comes: a long upload
+        yield b'x"}}'
+
+    reply = node.client.post(
+        "/submit", content=body(), headers={"Content-Type": "application/json"}
+    )
+    assert (reply.status_code, reply.json()["code"]) == (503, "overloaded")
+    assert reply.headers["retry-after"]
+    assert node.client.get("/stats").json()["your_quota"]["active_jobs"] == 2
