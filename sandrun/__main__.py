@@ -27,6 +27,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sandrun import log_format
+
 if TYPE_CHECKING:
     from sandrun.pool.supplies import Supplies
 
@@ -91,10 +93,8 @@ def serve(argv: list[str], supplies: Supplies | None = None) -> int:
     parser.add_argument("--sample", action="store_true", help="run a sample job when ready")
     parser.add_argument("--verbose", action="store_true", help="log more")
     options = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    level = logging.DEBUG if options.verbose else logging.INFO
+    log_format.set_up(level, "%(asctime)s %(levelname)s %(message)s")
     try:
         import msgspec  # noqa: PLC0415 - a missing dependency gets a sentence, not a traceback
 

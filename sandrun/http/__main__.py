@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 import uvloop
 
+from sandrun import log_format
 from sandrun.config import Config
 from sandrun.confine import confine
 from sandrun.errors import SandrunError
@@ -48,7 +49,7 @@ log: Final = logging.getLogger("sandrun.http")
 def main(argv: list[str] | None = None) -> int:
     """Serve until the supervisor says Drain. Returns the exit status."""
     options = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s http %(levelname)s %(message)s")
+    log_format.set_up(logging.INFO, "%(asctime)s http %(levelname)s %(message)s")
     # Ctrl-C reaches the whole process group; it is the supervisor who decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -64,7 +64,7 @@ import socket
 one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 one.bind(("0.0.0.0", 4242))
 print("here", flush=True)
-one.settimeout(4)
+one.settimeout(2)
 try: print(one.recv(99))
 except TimeoutError: print("nothing")
 """
