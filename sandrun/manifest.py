@@ -22,6 +22,7 @@ import functools
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
@@ -44,6 +45,15 @@ MAX_DIGITS: Final = 400  # more than any float has; longer ones take quadratic t
 MAX_SHOWN: Final = 80  # characters of a refused value that a message repeats
 
 ENTRYPOINTS: Final = ("main.py", "index.js", "main.sh", "run.sh")
+# What must be compiled first: how, by extension. The compiler is the host's, if it has one.
+COMPILERS: Final = {
+    ".c": "cc {source} -o main",
+    ".cc": "c++ {source} -o main",
+    ".cpp": "c++ {source} -o main",
+    ".cxx": "c++ {source} -o main",
+    ".go": "go build -o main {source}",
+    ".rs": "rustc {source} -o main",
+}
 BINARY: Final = "binary"  # the interpreter of a file that the kernel runs itself
 # What the kernel runs by itself. Such files are made executable when they are written:
 # a form upload carries no modes, and a #! line says what its author wants.
@@ -609,7 +619,7 @@ def _there_is(known: Collection[str]) -> str:
 
 
 def _default_entrypoint(known: Collection[str]) -> str:
-    for name in ENTRYPOINTS:
+    for name in (*ENTRYPOINTS, *(f"main{extension}" for extension in COMPILERS)):
         if name in known:
             return name
     if len(known) == 1:
@@ -644,7 +654,11 @@ def _find_interpreter(
         return said  # *.sh is what people call bash scripts too
     if found or said:
         return found or said or ""
-    if executable or line.startswith(RUNNABLE):
+    if line.startswith(RUNNABLE):
+        return BINARY
+    if extension in COMPILERS:
+        _refuse_source(entrypoint, extension)
+    if executable:
         return BINARY
     raise RequestError(
         400,
@@ -653,6 +667,18 @@ def _find_interpreter(
         f"has no #! line and is not executable; name one of {', '.join(interpreters)}: "
         f'say {{"interpreter": "NAME"}} in the manifest',
         details={"field": "interpreter", "allowed": [*interpreters, BINARY]},
+    )
+
+
+def _refuse_source(source: str, extension: str) -> NoReturn:
+    build = COMPILERS[extension].format(source=shlex.quote(source))
+    cure = {"build": build, "entrypoint": "main"}
+    raise RequestError(
+        400,
+        "no_interpreter",
+        f"build: {shown(source)} must be compiled before it can run: "
+        f"say {json.dumps(cure)} in the manifest",
+        details={"field": "build", "manifest": cure},
     )
 
 

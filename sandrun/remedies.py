@@ -113,6 +113,57 @@ def remedy_for(
     return f"the module {module} is not there: {', or '.join(ways)}"
 
 
+# What installers say, and what follows. Names of packages and versions as they print them.
+_PACKAGE: Final = r"([A-Za-z0-9@][A-Za-z0-9._/@~-]{0,127})"
+_PINNED: Final = r"([A-Za-z0-9@][A-Za-z0-9._/@~<>=!,+*-]{0,191})"
+_NOT_INSTALLED: Final = (
+    (
+        re.compile(rf"{_PACKAGE} was not found in the (?:package )?registry", re.ASCII),
+        'the index has no package "{0}": mend its name in {file}',
+    ),
+    (
+        re.compile(rf"'{_PACKAGE}@[^'\n]{{0,120}}' is not in this registry", re.ASCII),
+        'the registry has no package "{0}": mend its name in package.json',
+    ),
+    (
+        re.compile(rf"there (?:is|are) no versions? of {_PINNED}", re.ASCII),
+        'there is no "{0}": ask for another version in {file}, or for none in particular',
+    ),
+    (
+        re.compile(rf"only {_PINNED} (?:is|are) available", re.ASCII),
+        'only "{0}" is to be had: ask for that in {file}',
+    ),
+    (
+        re.compile(rf"No matching version found for {_PINNED}", re.ASCII),
+        'there is no "{0}": ask for another version in package.json',
+    ),
+    (
+        re.compile(rf"{_PINNED} has no (?:usable )?wheels", re.ASCII),
+        (
+            '"{0}" has no wheel for this interpreter, and nothing is compiled here: ask for another '
+            "version in {file}"
+        ),
+    ),
+    (
+        re.compile(r"only names and versions of the index|not a requirement|options are not"),
+        'write a name in each line of {file}, with a version if it matters: "six", "six==1.16.0"',
+    ),
+    (
+        re.compile(r"^installing took longer than"),
+        "ask for fewer or smaller packages in {file}, or use an environment that has them",
+    ),
+)
+
+
+def remedy_for_requirements(file: str, reason: str) -> str | None:
+    """What to change in ``file`` (as the manifest names it), or None where ``reason`` says it."""
+    for pattern, text in _NOT_INSTALLED:
+        found = pattern.search(" ".join(reason.split()))
+        if found:
+            return text.format(*(name.rstrip(".,") for name in found.groups()), file=file)
+    return None
+
+
 def _for_node(tail: str, *, requirements: bool) -> str | None:
     found = _MISSING_NODE.findall(tail)
     if not found:

@@ -218,7 +218,7 @@ export const LogView = {
       const isEmpty = total.value === 0
       // The end of a long log hangs from the end: whatever a strange font makes of a line, it is the last.
       const place = start > 0 && end === total.value ? { inset: 'auto 0 8px' } : { transform: `translateY(${top * view.row}px)` }
-      return html`<section class="log" aria-label="Log">
+      return html`<section class="log" aria-label="Log" style=${{ '--lines': isEmpty ? 2 : rows }}>
         <div class="bar slim">
           <h3>Log</h3>
           <span class="facts">${!isEmpty && html`${plural(total.value, 'line')}${log.value.stderrLines > 0 && html`<span class="err-count">${count(log.value.stderrLines)} on stderr</span>`}`}</span>

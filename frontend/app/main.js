@@ -105,7 +105,7 @@ const App = {
   setup: () => () => html`<div class="page">
     ${header()}
     ${banner()}
-    <main class="panes">
+    <main class=${['panes', { viewing: store.job.readonly && store.work.pristine }]}>
       <${SourcePane} />
       <${JobPane} />
     </main>

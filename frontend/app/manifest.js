@@ -80,17 +80,33 @@ export function fromManifest(manifest) {
   return { form, unknown: Object.keys(manifest).filter((key) => !known.has(key)) }
 }
 
-const ENTRYPOINTS = ['main.py', 'index.js', 'main.sh', 'run.sh']
+// What must be compiled first, and how: the same as the server's.
+const COMPILERS = {
+  '.c': (source) => `cc ${source} -o main`,
+  '.cc': (source) => `c++ ${source} -o main`,
+  '.cpp': (source) => `c++ ${source} -o main`,
+  '.cxx': (source) => `c++ ${source} -o main`,
+  '.go': (source) => `go build -o main ${source}`,
+  '.rs': (source) => `rustc ${source} -o main`,
+}
+const ENTRYPOINTS = ['main.py', 'index.js', 'main.sh', 'run.sh', ...Object.keys(COMPILERS).map((ending) => `main${ending}`)]
 
 export function detectEntrypoint(form, paths) {
   if (form.entrypoint.trim()) return form.entrypoint.trim()
   return ENTRYPOINTS.find((name) => paths.includes(name)) ?? ''
 }
 
+const endingOf = (path) => (path.lastIndexOf('.') > 0 ? path.slice(path.lastIndexOf('.')) : '')
+
+/** {build, entrypoint} that a source file needs before it can run, or null. */
+export function detectBuild(form, entrypoint) {
+  const compile = COMPILERS[endingOf(entrypoint)]
+  return compile && !form.build.trim() && !form.interpreter ? { build: compile(quoteWord(entrypoint)), entrypoint: 'main' } : null
+}
+
 export function detectInterpreter(form, entrypoint, interpreters) {
   if (form.interpreter) return form.interpreter
-  const dot = entrypoint.lastIndexOf('.')
-  const ending = dot > 0 ? entrypoint.slice(dot) : ''
+  const ending = endingOf(entrypoint)
   return interpreters.find(({ extensions }) => ending && extensions?.includes(ending))?.name ?? ''
 }
 

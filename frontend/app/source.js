@@ -278,6 +278,13 @@ const statusLine = () => {
   </div>`
 }
 
+// What would be done becomes what is said, and can be said otherwise.
+function changeBuild() {
+  Object.assign(form, store.build.value)
+  ui.tab = 'settings'
+  nextTick(() => document.getElementById('f-build')?.focus())
+}
+
 const notices = () => {
   const list = []
   if (job.readonly && work.pristine) {
@@ -287,6 +294,10 @@ const notices = () => {
     list.push(html`<div class="notice warning" key="secrets" role="status">${icon('warning')}
       <p>${secrets.value.length === 1 ? html`<b>${visible(secrets.value[0])}</b> may hold a secret.` : html`<b>${plural(secrets.value.length, 'file')}</b> may hold secrets: ${secrets.value.slice(0, 3).map(visible).join(', ')}${secrets.value.length > 3 ? '…' : ''}`}</p>
       <button type="button" class="link" onClick=${() => [...secrets.value].forEach(store.removeFile)}>Remove</button></div>`)
+  }
+  if (store.build.value) {
+    list.push(html`<div class="notice" key="build" role="status">${icon('gear')}<p><b>${visible(baseName(entrypoint.value))}</b> is compiled before it runs: <code>${visible(store.build.value.build)}</code></p>
+      <button type="button" class="link" onClick=${changeBuild}>Change</button></div>`)
   }
   if (work.jobJson && paths.value.includes('job.json')) {
     list.push(html`<div class="notice" key="jobjson" role="status">${icon('gear')}<p>${visible(work.jobJson)}</p>
@@ -439,7 +450,10 @@ const command = computed(() => {
   } catch {
     return ''
   }
-  return [interpreter.value, visible(entrypoint.value), ...args.map((word) => visible(quoteWord(word)))].filter(Boolean).join(' ')
+  const first = store.build.value?.build ?? form.build.trim()
+  const made = store.build.value?.entrypoint ?? entrypoint.value
+  const program = first && !interpreter.value ? `./${made}` : made
+  return [first && `${visible(first)} &&`, interpreter.value, visible(program), ...args.map((word) => visible(quoteWord(word)))].filter(Boolean).join(' ')
 })
 
 const cost = () => {
@@ -455,7 +469,7 @@ const cost = () => {
 }
 
 const refused = () => {
-  const { message, until, armed, status, field: name } = refusal.value
+  const { message, until, armed, status, cure, field: name } = refusal.value
   const left = until ? Math.max(0, (until - clock.value) / 1000) : 0
   return html`<div class=${['notice', status === 429 ? 'warning' : 'bad', 'refusal']} role="alert">
     ${icon(status === 429 ? 'clock' : status === 0 ? 'offline' : 'warning')}
@@ -464,12 +478,30 @@ const refused = () => {
       ? armed ? html`<span class="count-down">runs in ${countdown(left)}</span>`
         : html`<button type="button" class="button small" onClick=${arm}>Run in ${countdown(left)}</button>`
       : html`<span class="count-down">ready again</span>`)}
-    ${name && html`<button type="button" class="link" onClick=${() => { ui.tab = 'settings'; nextTick(() => document.getElementById(`f-${name}`)?.focus()) }}>Show</button>`}
+    ${cure && html`<button type="button" class="button small" onClick=${store.takeCure}>Use it and run</button>`}
+    ${name && !cure && html`<button type="button" class="link" onClick=${() => { ui.tab = 'settings'; nextTick(() => document.getElementById(`f-${name}`)?.focus()) }}>Show</button>`}
     <button type="button" class="button quiet square" aria-label="Dismiss" onClick=${() => { refusal.value = null }}>${icon('close', 12)}</button>
   </div>`
 }
 
 const isMac = /Mac|iP(hone|ad)/.test(navigator.platform)
+
+// One button that is always there, so that who pressed it keeps the focus. The second click
+// of a double one, or a key that is held, meant the first.
+const press = (event) => {
+  if (!job.active) run()
+  else if (event.detail < 2 && !isEnding()) cancel()
+}
+const held = (event) => { if (event.repeat) event.preventDefault() }
+const isEnding = () => job.cancelling || job.phase === 'collecting'
+
+// Not disabled while a job ends: a disabled button loses the focus. New words are new elements,
+// or the browser would count them as moved.
+const runButton = () => (job.active
+  ? html`<button type="button" class="button large run" onClick=${press} onKeydown=${held} disabled=${job.readonly} aria-disabled=${isEnding() ? 'true' : null}
+      aria-keyshortcuts="Control+. Meta+."><span class="label" key="stop">${icon('stop')}<span>${job.cancelling ? 'Stopping' : 'Cancel'}</span></span></button>`
+  : html`<button type="button" class="button primary large run" onClick=${press} onKeydown=${held} disabled=${!canRun.value}
+      aria-keyshortcuts="Control+Enter Meta+Enter"><span class="label" key="run">${icon('play')}<span>Run</span><kbd>${isMac ? '⌘' : 'Ctrl'} ↵</kbd></span></button>`)
 
 const runBar = () => html`<div class="run-bar">
   ${refusal.value && refused()}
@@ -478,9 +510,7 @@ const runBar = () => html`<div class="run-bar">
       <code class="command">${command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'No entrypoint: name it in Settings' : 'Nothing to run yet'}</span>`}</code>
       <p class="cost">${cost()}</p>
     </div>
-    ${job.active
-      ? html`<button type="button" class="button large run" key="stop" onClick=${cancel} disabled=${job.cancelling || job.readonly || job.phase === 'collecting'}>${icon('stop')}<span>${job.cancelling ? 'Stopping' : 'Cancel'}</span></button>`
-      : html`<button type="button" class="button primary large run" key="run" onClick=${run} disabled=${!canRun.value} aria-keyshortcuts="Control+Enter Meta+Enter">${icon('play')}<span>Run</span><kbd>${isMac ? '⌘' : 'Ctrl'} ↵</kbd></button>`}
+    ${runButton()}
   </div>
 </div>`
 

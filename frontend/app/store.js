@@ -6,7 +6,7 @@ import { examplesFor } from './examples.js'
 import { baseName, bytes as formatBytes, count, instant, plural, visible } from './format.js'
 import { looksSecret, readDrop, readPicker, readSkipped } from './intake.js'
 import { LogBuffer } from './log.js'
-import { detectEntrypoint, detectInterpreter, emptyForm, fromManifest, problems, toManifest } from './manifest.js'
+import { detectBuild, detectEntrypoint, detectInterpreter, emptyForm, fromManifest, problems, toManifest } from './manifest.js'
 import { LogStream } from './stream.js'
 import { pack } from './tar.js'
 import { headline } from './verdict.js'
@@ -202,6 +202,7 @@ export const entrypoint = computed(() => {
   return found || (paths.value.length === 1 ? paths.value[0] : '')
 })
 export const interpreter = computed(() => detectInterpreter(form, entrypoint.value, server.interpreters))
+export const build = computed(() => detectBuild(form, entrypoint.value))
 export const formProblems = computed(() => problems(form, maximum.value, paths.value))
 export const manifest = computed(() => {
   let result
@@ -211,6 +212,8 @@ export const manifest = computed(() => {
     return null
   }
   if (!result.entrypoint && entrypoint.value && !detectEntrypoint(form, paths.value)) result.entrypoint = entrypoint.value
+  // What the compiler made is no result, unless somebody asks for it.
+  if (build.value) Object.assign(result, build.value, { outputs: result.outputs ?? ['*', `!${build.value.entrypoint}`] })
   return result
 })
 export const uploadProblem = computed(() => {
@@ -356,10 +359,20 @@ export async function takeDropped({ entries, text, hasDirectory }) {
 
 export const takePicked = (fileList, isDirectory) => take(readPicker(fileList), isDirectory)
 
-export function takePasted(text) {
+const SHEBANGS = { bash: 'main.bash', sh: 'main.sh', node: 'index.js', perl: 'main.pl', ruby: 'main.rb', php: 'main.php', lua: 'main.lua' }
+
+// Most of what is pasted is Python; what surely is not gets its own name.
+function nameOfPasted(text) {
   const hint = /^#!.*\b(bash|sh|node|perl|ruby|php|lua)\b/.exec(text)?.[1]
-  const name = { bash: 'main.bash', sh: 'main.sh', node: 'index.js', perl: 'main.pl', ruby: 'main.rb', php: 'main.php', lua: 'main.lua' }[hint] ?? 'main.py'
-  return take({ files: [{ path: name, blob: new Blob([text]), text, edited: true }], skipped: [] }, false)
+  if (hint) return SHEBANGS[hint]
+  if (/^\s*#include\s*[<"]/m.test(text)) return /<iostream>|\bstd::/.test(text) ? 'main.cpp' : 'main.c'
+  if (/^package main$/m.test(text)) return 'main.go'
+  if (/^\s*(const|let) \w+ = |\bconsole\.log\(|=> \{$/m.test(text)) return 'index.js'
+  return 'main.py'
+}
+
+export function takePasted(text) {
+  return take({ files: [{ path: nameOfPasted(text), blob: new Blob([text]), text, edited: true }], skipped: [] }, false)
 }
 
 export async function includeSkipped(item) {
@@ -591,7 +604,7 @@ function entryOf(file) {
 
 function refuse(error) {
   const found = {
-    message: error.message, code: error.code, status: error.status, field: error.details?.field ?? '',
+    message: error.message, code: error.code, status: error.status, field: error.details?.field ?? '', cure: error.details?.manifest ?? null,
     reason: error.details?.reason ?? '', until: error.retryAfter ? Date.now() + error.retryAfter * 1000 : 0, armed: false,
   }
   refusal.value = found
@@ -601,6 +614,13 @@ function refuse(error) {
     probe()
   }
   refreshStats()
+}
+
+/** Take what the server would like to read, and run. */
+export function takeCure() {
+  Object.assign(form, refusal.value.cure)
+  refusal.value = null
+  run()
 }
 
 /** After a 429: start by itself as soon as the quota allows. */
@@ -681,7 +701,8 @@ function follow(id, { viewId = '', readonly = false, answer = null, opening = nu
 
 async function lookAfter(id) {
   try {
-    takeStatus(await api.status(id), id)
+    const found = await api.status(id)
+    if (job.active) takeStatus(found, id) // else its end was told meanwhile, and this is older
   } catch (error) {
     if (job.id !== id) return
     if (error.status === 404) return leave('expired')

@@ -33,7 +33,7 @@ from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
 from sandrun.logs import STDERR, Record
 from sandrun.manifest import Rules, package_of
 from sandrun.messages import Install, Installed, InstallFailed
-from sandrun.remedies import remedy_for
+from sandrun.remedies import remedy_for, remedy_for_requirements
 from sandrun.requirements import RequirementsError, parse
 from sandrun.verdict import Facts, decide
 
@@ -74,6 +74,15 @@ LOST: Final = "the sandbox ended without a result"
 def believable(cpu_seconds: float) -> float:
     """A zygote may have been taken over: what it says gives nobody credit, and NaN no account without end."""
     return min(max(0.0, cpu_seconds), MAX_CPU_S)
+
+
+def _not_installed(job: Job, reason: str) -> Verdict:
+    """The job's requirements cannot be had, by its own fault."""
+    return Verdict(
+        exit_reason=ExitReason.DEPENDENCY_ERROR,
+        evidence=(reason,),
+        remedy=remedy_for_requirements(job.spec.requirements or "", reason),
+    )
 
 
 class App:
@@ -259,8 +268,7 @@ class App:
                 lines = parse(text)
         except (RequirementsError, node_lock.LockError) as error:
             reason = f"{job.spec.requirements}: {error}"
-            verdict = Verdict(exit_reason=ExitReason.DEPENDENCY_ERROR, evidence=(reason,))
-            self._drop_queued(job, verdict)
+            self._drop_queued(job, _not_installed(job, reason))
             return
         number = self._next_install
         self._next_install += 1
@@ -279,9 +287,10 @@ class App:
         log = answer.reason if isinstance(answer, InstallFailed) else answer.log
         job.on_install_answered(answer.seconds, answer.cpu_seconds, log)
         if isinstance(answer, InstallFailed):
-            ours, theirs = ExitReason.SERVER_FAULT, ExitReason.DEPENDENCY_ERROR
-            reason = ours if answer.fault else theirs
-            self._drop_queued(job, Verdict(exit_reason=reason, evidence=(answer.reason,)))
+            verdict = _not_installed(job, answer.reason)
+            if answer.fault:
+                verdict = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(answer.reason,))
+            self._drop_queued(job, verdict)
             return
         now = self.clock()
         wait_s = max(job.spec.limits.timeout_s, MIN_QUEUE_S)

@@ -88,19 +88,29 @@ def chosen(only: str) -> list[Case]:
 
 
 class _progress:  # noqa: N801 - used as a function
-    """One line on a terminal: how many cases have ended."""
+    """On stderr, how many cases have ended: one line that changes on a terminal, else a
+    line for each tenth of them. Minutes of silence look like a hang.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.done = 0
         self.lock = threading.Lock()
+        self.on_terminal = sys.stderr.isatty()
+
+    def say(self, text: str) -> None:
+        """What goes on now."""
+        start, end = ("\r\x1b[K", "") if self.on_terminal else ("sandrun selftest: ", "\n")
+        print(f"{start}{text}", end=end, file=sys.stderr, flush=True)
 
     def __call__(self, outcome: Outcome) -> None:
         with self.lock:
             self.done += 1
-            if sys.stderr.isatty():
-                text = f"{self.done}/{self.total} {outcome.case.id} {outcome.state}"
-                print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            tenth = self.done * 10 // self.total > (self.done - 1) * 10 // self.total
+            if self.on_terminal:
+                self.say(f"{self.done}/{self.total} {outcome.case.id} {outcome.state}")
+            elif tenth:
+                self.say(f"{self.done} of {self.total} cases have ended")
 
 
 def _remote(url: str, cases: Sequence[Case], jobs: int, on_end: _progress) -> list[Outcome]:
@@ -121,6 +131,7 @@ def _local(
 ) -> list[Outcome]:
     if os.geteuid() != 0:
         raise Unable("--local starts a server and so must be root")
+    on_end.say("starting a server of its own")
     with serving(config) as (url, pid), host.Canaries() as canaries:
         target = Target(url)
         target.run({"main.py": "print(1)"})  # the first job makes what stays
@@ -130,6 +141,7 @@ def _local(
         outcomes = run_all(cases, target, jobs, on_end)
         target.forget()
         target.close()
+        on_end.say("comparing the host with what it was")
         changed = host.settled(pid, canaries, before, target.warm)
         target.close()
     outcomes.append(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from playwright.sync_api import expect
@@ -200,3 +201,22 @@ def test_a_program_of_45_000_lines_is_pasted_at_once(page):
     assert page.raw.locator(".gutter *").count() == 0
     page.run()
     expect(page.log).to_contain_text("44999")
+
+
+def test_a_pasted_c_program_is_compiled_and_runs(page):
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler on this machine: apt-get install gcc libc6-dev")
+    page.raw.evaluate(
+        """() => {
+          const clipboardData = new DataTransfer()
+          clipboardData.setData('text/plain', '#include <stdio.h>\\nint main(void) { puts("from C"); }\\n')
+          document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true }))
+        }"""
+    )
+    expect(page.raw.locator(".notice")).to_contain_text("main.c is compiled before it runs")
+    expect(page.raw.locator(".command")).to_have_text("$ cc main.c -o main && ./main")
+    page.run()
+    expect(page.log).to_contain_text("from C")
+    expect(page.outputs).to_have_count(0)  # what the compiler made is no result
+    page.button("Change").click()
+    expect(page.raw.get_by_label("Build command")).to_have_value("cc main.c -o main")

@@ -15,6 +15,40 @@ def test_the_first_example_runs_with_one_click_and_shows_its_files(page):
     assert image.evaluate("(img) => img.decode().then(() => img.naturalWidth)") > 0
 
 
+def test_a_small_job_is_one_request(page):
+    """It was six and a WebSocket."""
+    asked = []
+    page.raw.on("request", lambda request: asked.append(f"{request.method} {request.url}"))
+    page.raw.on("websocket", lambda socket: asked.append(socket.url))
+    page.run()
+    expect(page.preview.locator("img")).to_be_visible()
+    # On a slow machine it asks how the job is.
+    besides = ("blob:", "/stats", "/status/")
+    own = [what for what in asked if not any(word in what for word in besides)]
+    assert len(own) == 1, own
+    assert "/run?" in own[0]
+
+
+def test_the_keyboard_stays_where_it_pressed_run(page):
+    page.write("import time\nprint('on', flush=True)\ntime.sleep(100)\n")
+    page.button(re.compile("^Run")).focus()
+    page.raw.keyboard.press("Enter")
+    expect(page.log).to_contain_text("on")
+    expect(page.button("Cancel")).to_be_focused()
+    page.raw.keyboard.press("Enter")
+    page.ended("Cancelled")
+    expect(page.button(re.compile("^Run"))).to_be_focused()
+
+
+def test_a_refused_setting_is_one_click_away(page):
+    page.settings()
+    page.raw.get_by_label("Requirements file").fill("nope.txt")
+    page.start()
+    alert = page.raw.get_by_role("alert")
+    expect(alert).to_contain_text("nope.txt is not in the upload")
+    expect(alert.get_by_role("button", name="Show")).to_be_visible()
+
+
 def test_every_interpreter_that_was_found_has_an_example_that_runs(page, server):
     found = {entry["name"] for entry in server.client.get("/environments").json()["interpreters"]}
     page.button("Examples").click()
@@ -128,6 +162,7 @@ def test_a_requirement_that_cannot_be_had_is_told_and_its_file_is_one_click_away
     page.code()
     page.raw.locator(".row-main", has_text="main.py").click()
     page.run(headline="Not started: a requirement could not be installed")
+    expect(page.raw.locator(".verdict")).to_contain_text("requirements.txt")
     expect(page.raw.locator(".evidence li").first).not_to_be_empty()
     expect(page.raw.get_by_text("It was never started, so it printed nothing.")).to_be_visible()
     expect(page.raw.locator(".step.unreached .step-name")).to_have_text(["Run", "Outputs"])

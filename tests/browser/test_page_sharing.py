@@ -15,6 +15,13 @@ from playwright.sync_api import expect
 FRONTEND = Path(__file__).parents[2] / "frontend"
 
 
+def test_on_a_phone_a_view_link_shows_the_job_first(page, open_page, server):
+    page.run("print('look')\n")
+    other = open_page(page.share("Copy view link"), width=360, height=740)
+    expect(other.log).to_contain_text("look")
+    expect(other.log).to_be_in_viewport()
+
+
 def test_a_view_link_opens_elsewhere_and_can_look_but_not_cancel(page, open_page, server):
     page.write(
         "import time\nprint('shared', flush=True)\nopen('a.txt', 'w').write('a')\ntime.sleep(100)\n"

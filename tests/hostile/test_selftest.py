@@ -141,3 +141,13 @@ def test_every_change_of_the_host_is_seen(field, value):
     before = host.Snapshot(**plain)
     assert host.differences(before, host.Snapshot(**plain)) == []
     assert host.differences(before, host.Snapshot(**{**plain, field: value}))
+
+
+def test_progress_is_told_without_a_terminal_too(capsys):
+    """`--local` said nothing for minutes."""
+    progress = command._progress(25)
+    for _ in range(25):
+        progress(Outcome(case=CASE, state="held"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    assert lines[-1] == "sandrun selftest: 25 of 25 cases have ended"

@@ -329,6 +329,9 @@ def test_what_the_build_makes_need_not_be_there() -> None:
         ('{"entrypoint": "data"}', {"data": b"1,2"}, "no_interpreter", '{"interpreter": "NAME"}'),
         ('{"entrypoint": "d"}', {"d/main.py": b""}, "no_entrypoint", "d/main.py"),
         ('{"requirements": "r.txt"}', {"main.py": b""}, "no_requirements", "r.txt"),
+        ("{}", {"main.c": b""}, "no_interpreter", '"build": "cc main.c -o main"'),
+        ("{}", {"main.cpp": b"", "a.h": b""}, "no_interpreter", '"build": "c++ main.cpp -o main"'),
+        ("{}", {"a b.rs": b""}, "no_interpreter", "\"build\": \"rustc 'a b.rs' -o main\""),
     ],
 )
 def test_what_cannot_be_found_out_names_the_cure(
@@ -338,6 +341,19 @@ def test_what_cannot_be_found_out_names_the_cure(
         resolve(text, files)
     assert caught.value.code == code
     assert cure in caught.value.message
+
+
+def test_the_cure_for_a_source_file_is_a_manifest_that_works() -> None:
+    files = {"main.c": b"int main(void) { return 0; }"}
+    with pytest.raises(RequestError) as caught:
+        resolve("{}", files)
+    assert caught.value.details is not None
+    spec = resolve(json.dumps(caught.value.details["manifest"]), files)
+    assert (spec.build, spec.entrypoint, spec.interpreter) == (
+        "cc main.c -o main",
+        "main",
+        "binary",
+    )
 
 
 @given(line=st.binary(max_size=80))

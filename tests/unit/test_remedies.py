@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandrun.messages import EnvironmentInfo, Package
-from sandrun.remedies import remedy_for
+from sandrun.remedies import remedy_for, remedy_for_requirements
 
 
 def environment(name, *packages, fault=""):
@@ -123,3 +123,45 @@ def test_a_module_that_node_cannot_find_leads_to_its_lock(said, name):
 @pytest.mark.parametrize("path", ["./x", "/work/x.js", "../up", "a b", "$(id)"])
 def test_a_file_of_the_jobs_own_needs_no_package(path):
     assert remedy_for(f"Error: Cannot find module '{path}'", ENVIRONMENTS) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "cure"),
+    [
+        # uv's words, broken as it breaks them
+        (
+            ("error: No solution found when resolving dependencies\n  cause: Because nope-qq was not\n"
+            "  found in the package registry and you require nope-qq, we can conclude that"),
+            'the index has no package "nope-qq": mend its name in r.txt',
+        ),
+        (
+            "Because there is no version of six==99 and you require six==99, we can conclude that",
+            'there is no "six==99": ask for another version in r.txt, or for none in particular',
+        ),
+        (
+            "Because only six<=1.17.0 is available and you require six>99, we can conclude that",
+            'only "six<=1.17.0" is to be had: ask for that in r.txt',
+        ),
+        (
+            "Because odd==1.0 has no wheels with a matching Python ABI tag",
+            ('"odd==1.0" has no wheel for this interpreter, and nothing is compiled here: ask for '
+            "another version in r.txt"),
+        ),
+        # our own
+        (
+            ("r.txt: line 1: 'six @ http://x': URLs and paths are not taken, only names and versions "
+            "of the index"),
+            'write a name in each line of r.txt, with a version if it matters: "six", "six==1.16.0"',
+        ),
+        # npm's
+        (
+            "npm error notarget No matching version found for left-pad@99.0.0.",
+            'there is no "left-pad@99.0.0": ask for another version in package.json',
+        ),
+        ("uv: something new", None),
+    ],
+)
+def test_what_could_not_be_installed_leads_to_a_line_to_change(
+    reason: str, cure: str | None
+) -> None:
+    assert remedy_for_requirements("r.txt", reason) == cure
