@@ -30,8 +30,8 @@ def hold(event: threading.Event) -> Callable[[FakeZygote], None]:
         zygote.write(b"begun\n")
 
         def finish() -> None:
-            event.wait(20)
-            zygote.pool.call(lambda: zygote.end() if not zygote.closed else None)
+            if event.wait(20):  # else the test is over, and its pool gone
+                zygote.pool.call(lambda: zygote.end() if not zygote.closed else None)
 
         threading.Thread(target=finish, daemon=True).start()
 
