@@ -21,6 +21,11 @@ _MISSING: Final = re.compile(
     re.MULTILINE | re.ASCII,
 )
 
+_ASKED: Final = re.compile(r"^EOFError: EOF when reading a line\s*\Z", re.MULTILINE)
+_NO_INPUT: Final = (
+    'the program asked for more input than it got: put the lines that it shall read into "stdin"'
+)
+
 # CommonJS, then ES modules. A path (./x, /work/x) is the job's own and starts otherwise.
 _MISSING_NODE: Final = re.compile(
     r"Cannot find (?:module|package) '((?:@[a-z0-9_~-][a-z0-9._~-]{0,63}/)?"
@@ -82,8 +87,8 @@ def remedy_for(
     *,
     requirements: bool = True,
 ) -> str | None:
-    """What to change in the manifest after a ``ModuleNotFoundError`` of Python or a
-    ``Cannot find module`` of node, or None.
+    """What to change in the manifest after a ``ModuleNotFoundError`` of Python, a
+    ``Cannot find module`` of node or an ``input()`` that found nothing, or None.
 
     ``current``: the environment that the job ran in. ``requirements``: whether
     this server installs what a job asks for.
@@ -91,7 +96,7 @@ def remedy_for(
     tail = stderr_tail[-TAIL_CHARACTERS:]
     found = _MISSING.findall(tail)
     if not found:
-        return _for_node(tail, requirements=requirements)
+        return _NO_INPUT if _ASKED.search(tail) else _for_node(tail, requirements=requirements)
     module = found[-1].split(".")[0]  # the last one ended the program
     if module in sys.stdlib_module_names:
         return None

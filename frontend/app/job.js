@@ -1,6 +1,6 @@
 // The right pane: state, stepper, usage, verdict, log, outputs.
 
-import { computed, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
+import { computed, nextTick, watch } from '../vendor/vue.runtime.esm-browser.prod.js'
 import { ConfirmButton, menuItem, meter, popover } from './controls.js'
 import { amount, bytes, countdown, instant, plural, roughly, seconds, visible } from './format.js'
 import { html } from './html.js'
@@ -126,6 +126,11 @@ function openList(path) {
   store.openFile(path, 1)
 }
 
+function openStdin() {
+  ui.tab = 'settings'
+  nextTick(() => document.getElementById('f-stdin')?.focus())
+}
+
 const verdict = () => {
   if (job.phase !== 'done' || job.status !== 'failed') return null
   const suggestion = remedy(job, maximum.value)
@@ -137,6 +142,7 @@ const verdict = () => {
     ${facts.length > 0 && html`<ul class="evidence" aria-label="Evidence">${facts.map((fact) => html`<li><code>${fact.split('\n').map(visible).join('\n')}</code></li>`)}</ul>`}
     ${job.advice && !canRaise && html`<p>${visible(job.advice)}</p>`}
     ${list && html`<button type="button" class="button" onClick=${() => openList(list)}>${icon('file')}<span>Open <bdi>${visible(list)}</bdi></span></button>`}
+    ${job.advice?.includes('"stdin"') && !job.readonly && html`<button type="button" class="button" onClick=${openStdin}>${icon('text')}<span>Give it input</span></button>`}
     ${suggestion && !suggestion.to && !job.advice && html`<p>That is already the most that this server gives.</p>`}
     ${canRaise && html`<button type="button" class="button" onClick=${() => raise(suggestion)}>${icon('up')}<span>${raiseLabel(suggestion)} and run again</span></button>`}
   </div>`

@@ -453,7 +453,7 @@ const command = computed(() => {
   const first = store.build.value?.build ?? form.build.trim()
   const made = store.build.value?.entrypoint ?? entrypoint.value
   const program = first && !interpreter.value ? `./${made}` : made
-  return [first && `${visible(first)} &&`, interpreter.value, visible(program), ...args.map((word) => visible(quoteWord(word)))].filter(Boolean).join(' ')
+  return [first && `${visible(first)} &&`, interpreter.value, visible(quoteWord(program)), ...args.map((word) => visible(quoteWord(word)))].filter(Boolean).join(' ')
 })
 
 const cost = () => {
@@ -507,7 +507,7 @@ const runBar = () => html`<div class="run-bar">
   ${refusal.value && refused()}
   <div class="run-row">
     <div class="run-facts">
-      <code class="command">${command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'No entrypoint: name it in Settings' : 'Nothing to run yet'}</span>`}</code>
+      <code class="command">${command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'Open the file that shall run' : 'Nothing to run yet'}</span>`}</code>
       <p class="cost">${cost()}</p>
     </div>
     ${runButton()}

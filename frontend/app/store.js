@@ -197,9 +197,12 @@ export const secrets = computed(() => paths.value.filter(looksSecret))
 const encoder = new TextEncoder()
 export const sizeOf = (file) => (file.text != null ? encoder.encode(file.text).length : file.blob?.size ?? 0)
 
+// Where nothing says what runs, it is the file that one looks at.
 export const entrypoint = computed(() => {
   const found = detectEntrypoint(form, paths.value)
-  return found || (paths.value.length === 1 ? paths.value[0] : '')
+  if (found || paths.value.length === 1) return found || paths.value[0]
+  const isProgram = detectInterpreter(form, work.open, server.interpreters) || detectBuild(form, work.open)
+  return work.open && isProgram ? work.open : ''
 })
 export const interpreter = computed(() => detectInterpreter(form, entrypoint.value, server.interpreters))
 export const build = computed(() => detectBuild(form, entrypoint.value))
@@ -753,7 +756,7 @@ const fromRun = (file) => ({ ...file, name: baseName(file.path), mime_type: file
 
 function finished(id, found, outputs) {
   takeStatus(found, id)
-  job.outputs = outputs
+  job.outputs = found.exit_reason === 'upload_error' ? [] : outputs // what came is no result
   setPhase('done')
   note({ id, state: job.status, exit_reason: job.exit_reason })
   spoken.value = `${headline(job)}. ${plural(job.outputs.length, 'output file')}.`

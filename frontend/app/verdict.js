@@ -23,7 +23,7 @@ const PLAIN = {
   output_limit: 'Stopped: it handed back more output than allowed',
   syscall_denied: 'Stopped: it made a system call that the sandbox refuses',
   dependency_error: 'Not started: a requirement could not be installed',
-  upload_error: 'Not started: the upload could not be unpacked',
+  upload_error: 'Not started: the upload cannot run as it is',
   cancelled: 'Cancelled',
   expired: 'Expired before it could run',
   host_pressure: 'Stopped: this server ran short of memory',

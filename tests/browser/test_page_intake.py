@@ -220,3 +220,27 @@ def test_a_pasted_c_program_is_compiled_and_runs(page):
     expect(page.outputs).to_have_count(0)  # what the compiler made is no result
     page.button("Change").click()
     expect(page.raw.get_by_label("Build command")).to_have_value("cc main.c -o main")
+
+
+def test_of_several_programs_the_one_that_is_open_runs(page, tmp_path):
+    """A teacher's folder: no main.py, odd names, programs that ask."""
+    folder = tmp_path / "Übung 3 (Abgabe)"
+    for name, text in {
+        "Müller, Anna/aufgabe 1.py": "print('Hallo')",
+        "O'Neil/lösung.py": "print('Hi ' + input('Name? '))",
+        "readme.txt": "x",
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n")
+    page.drop(folder)
+    page.raw.locator(".row-main", has_text="aufgabe 1.py").click()
+    expect(page.raw.locator(".command")).to_have_text("$ python3 'Müller, Anna/aufgabe 1.py'")
+    page.run()
+    expect(page.log).to_contain_text("Hallo")
+    page.raw.locator(".row-main", has_text="lösung.py").click()
+    page.run(headline="Failed with exit code 1")
+    page.button("Give it input").click()
+    expect(page.raw.get_by_label("Standard input")).to_be_focused()
+    page.raw.keyboard.type("Ada")
+    page.run()
+    expect(page.log).to_contain_text("Hi Ada")

@@ -165,3 +165,11 @@ def test_what_could_not_be_installed_leads_to_a_line_to_change(
     reason: str, cure: str | None
 ) -> None:
     assert remedy_for_requirements("r.txt", reason) == cure
+
+
+def test_a_program_that_asks_for_input_is_told_where_to_put_it() -> None:
+    tail = "Traceback (most recent call last):\n  File ...\nEOFError: EOF when reading a line\n"
+    remedy = remedy_for(tail, ENVIRONMENTS)
+    assert remedy is not None
+    assert '"stdin"' in remedy
+    assert remedy_for(tail + "and went on\n", ENVIRONMENTS) is None
