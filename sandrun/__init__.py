@@ -64,9 +64,11 @@ What jobs that want to can still tell each other, or notice of the host: load an
 memory by sysinfo(2) and by timing; which shared files were read lately, by timing; how
 full the file system of ``/usr`` is; how many TCP connections there are and what their
 buffers hold, and how many packets the host's processors have taken in
-(``/proc/self/net/sockstat`` and ``softnet_stat``, of which no namespace has its own); and locks by flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a
-job can hold such a lock for as long as it runs. A host whose programs lock files that
-live below ``/usr`` should know that.
+(``/proc/self/net/sockstat`` and ``softnet_stat``, of which no namespace has its own); the
+audit id of whoever started the server by hand (``/proc/self/loginuid``); and locks by
+flock(2) or fcntl(2) on files below ``/usr``, which are the host's own files: a job can hold
+such a lock for as long as it runs. A host whose programs lock files that live below
+``/usr`` should know that.
 
 Where to read on
 ----------------
