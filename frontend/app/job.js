@@ -155,7 +155,7 @@ const origin = () => store.server.address || location.origin
 const share = ({ close }) => html`<div class="menu" role="group" aria-label="Share">
   ${(job.viewId || job.readonly) && menuItem('Copy view link', () => { store.copy(store.viewLink(), 'View link'); close() }, { icon: 'eye', note: 'can look, not cancel' })}
   ${job.manifest && html`<hr />`}
-  ${job.manifest && menuItem('Copy as curl', () => { store.copy(asCurl(origin(), job.manifest, store.paths.value), 'Command'); close() }, { icon: 'copy' })}
+  ${job.manifest && menuItem('Copy as curl', () => { store.copy(asCurl(origin(), job.manifest, store.paths.value, store.written()), 'Command'); close() }, { icon: 'copy' })}
   ${job.manifest && menuItem('Copy as Python', () => { store.copy(asPython(origin(), job.manifest), 'Program'); close() }, { icon: 'copy' })}
   ${job.manifest && menuItem('Copy job.json', () => { store.copy(asJobJson(job.manifest), 'job.json'); close() }, { icon: 'copy' })}
 </div>`

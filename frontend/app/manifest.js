@@ -137,11 +137,18 @@ export function problems(form, maximum, paths) {
 
 const shellQuote = (text) => `'${text.replaceAll("'", `'\\''`)}'`
 
-export function asCurl(origin, manifest, paths) {
+const MAX_SPELLED = 16 * 1024 // characters; a longer command is no command any more
+
+/** `files`: {path: text} of what was written here and lies in no folder, or null. */
+export function asCurl(origin, manifest, paths, files) {
+  const body = files && JSON.stringify({ manifest, files }, null, 2)
+  if (body && body.length < MAX_SPELLED) {
+    return `curl -sS ${shellQuote(`${origin}/run`)} -H 'Content-Type: application/json' \\\n  --data-binary @- <<'JOB'\n${body}\nJOB\n`
+  }
   const part = `-F manifest=${shellQuote(JSON.stringify(manifest) + ';type=application/json')}`
   const single = paths.length === 1 && !paths[0].includes('/')
-  const files = single ? `-F ${shellQuote(`files=@${paths[0]}`)}` : `-F 'files=@-;filename=job.tar.gz'`
-  const command = `curl -sS ${shellQuote(`${origin}/run`)} \\\n  ${part} \\\n  ${files}`
+  const upload = single ? `-F ${shellQuote(`files=@${paths[0]}`)}` : `-F 'files=@-;filename=job.tar.gz'`
+  const command = `curl -sS ${shellQuote(`${origin}/run`)} \\\n  ${part} \\\n  ${upload}`
   return (single ? command : `tar -czf - . | ${command}`) + '\n'
 }
 

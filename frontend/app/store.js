@@ -197,6 +197,10 @@ export const secrets = computed(() => paths.value.filter(looksSecret))
 const encoder = new TextEncoder()
 export const sizeOf = (file) => (file.text != null ? encoder.encode(file.text).length : file.blob?.size ?? 0)
 
+/** {path: text} if all files were written, pasted or changed here, else null. */
+export const written = () => (work.files.every((file) => file.text != null)
+  ? Object.fromEntries(work.files.map((file) => [file.path, file.text])) : null)
+
 // Where nothing says what runs, it is the file that one looks at.
 export const entrypoint = computed(() => {
   const found = detectEntrypoint(form, paths.value)
@@ -541,8 +545,8 @@ class Launch {
 }
 
 async function send(launch) {
-  const edited = work.files.every((file) => file.text != null)
-  if (edited && totalSize.value < MAX_INLINE) return sendSmall(launch)
+  const files = written()
+  if (files && totalSize.value < MAX_INLINE) return sendSmall(launch, files)
   const { signal } = launch.abort
   launch.show('packing')
   const blob = await pack(work.files.map(entryOf), { signal, onFile: () => { job.upload.packed++ } })
@@ -566,8 +570,7 @@ async function send(launch) {
   return { answer, opening: null }
 }
 
-async function sendSmall(launch) {
-  const files = Object.fromEntries(work.files.map((file) => [file.path, file.text]))
+async function sendSmall(launch, files) {
   const body = JSON.stringify({ manifest: launch.manifest, files })
   const key = api.idempotencyKey(), { signal } = launch.abort
   const { accepted, rest, batches } = await retrying(() => api.run(body, { key, seconds: LIVE_S, signal }))

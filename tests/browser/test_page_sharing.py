@@ -94,17 +94,30 @@ def test_copy_as_python_and_job_json_say_the_same_as_the_form(page, tmp_path):
     assert done.stdout == "argument a b\ncompleted exited\n", done.stderr
 
 
+def run_in(folder, command):
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    return json.loads(done.stdout)["stdout"]
+
+
 def test_copy_as_curl_runs_the_same_job(page, tmp_path):
+    """What was written here lies in no folder: the command has it."""
     page.settings()
     page.raw.get_by_label("Arguments").fill("it\\'s")
     page.code()
-    page.run("import sys\nprint(sys.argv[1])\n")
+    page.run("import sys\nprint('ü', sys.argv[1])\n")
+    assert run_in(tmp_path, page.share("Copy as curl")) == "ü it's\n"
+
+
+def test_copy_as_curl_of_a_folder_sends_the_folder(page, tmp_path):
+    (tmp_path / "main.py").write_text("print('dropped')\n")
+    (tmp_path / "other.txt").write_text("x")
+    page.drop(tmp_path)
+    page.run()
     command = page.share("Copy as curl")
-    (tmp_path / "main.py").write_text("import sys\nprint('from curl', sys.argv[1])\n")
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
-    )
-    assert json.loads(done.stdout)["stdout"] == "from curl it's\n", done.stderr
+    (tmp_path / "main.py").write_text("print('from the folder')\n")
+    assert run_in(tmp_path, command) == "from the folder\n"
 
 
 def test_the_tabs_jobs_are_listed_and_can_be_edited_and_run_again(page):
