@@ -233,7 +233,7 @@ def _frames(sock: socket.socket) -> Iterator[tuple[bytes, int]]:
 def _memory(setting: Setting, server: node.Node, what: str, count: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    count = min(count, hard - 200) // 100 * 100
+    count = min(count, hard // 2 - 200) // 100 * 100  # of the server's, half is for connections
     client = Blocking(server.url)
     code = "import time\nfor i in range(600):\n    print(i, 'x' * 200, flush=True); time.sleep(0.1)"
     _, job = client.send("POST", "/submit", *_json({"code": code}))

@@ -375,6 +375,16 @@ static void report_failure(int control, int number)
         send(order.go, report, size, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
+/* A fork whose parent does nothing, so that what the child has of its own is what it has
+   written to. Returns 0 in the child; in the parent, when that has ended, something else. */
+int sandrun_fork_and_wait(void)
+{
+    pid_t pid = fork();
+    while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return pid;
+}
+
 /* Have children inherit what a template reads of the files that are mapped by now: its
    program and the libraries of it. fork(2) leaves such pages out, unless some page of the
    same mapping is the process's own (vma_needs_copy() in mm/memory.c); each child would meet

@@ -29,6 +29,7 @@ enum {
     PLACED_ROOM = 64 * 1024, /* beside the spec: what is placed came in one message with it */
     REPORT_MAX = 1024 * 1024, /* of a Python child */
     EVIDENCE_MAX = 600,
+    CALM_READS = 128, /* in a second: so much is told of at once */
     READS_PER_STEP = 128, /* of up to 64 KiB: 400 MB/s, and a flood of single bytes is 6400/s */
 };
 
@@ -38,8 +39,8 @@ static const double look_s = 0.25; /* how often connections are counted, or, if 
 static const double look_again_s = 0.1;
 static const double look_cost = 20; /* but no more than a twentieth of the time is spent on it */
 static const double oom_counted_s = 0.02; /* v1 tells of an OOM kill before it counts it */
-/* Output is told of, and read, in steps: a job that writes single bytes would otherwise
-   keep http busy, which serves everybody, for four times as long as it runs itself. */
+/* Output of a job that writes much is told of, and read, in steps: single bytes would
+   otherwise keep http busy, which serves everybody, for four times as long as it runs itself. */
 static const double step_s = 0.02;
 static const struct bytes nothing = {(const uint8_t *)"", 0};
 
@@ -71,9 +72,9 @@ struct outputs {
 static uint8_t received[MESSAGE_MAX + 1], sent[MESSAGE_MAX];
 static struct {
     struct spec spec;
-    double started, cpu_before, step_end;
-    int reads;
-    bool cancelled, wants_room;
+    double started, cpu_before, step_end, second_end;
+    int reads, second_reads;
+    bool cancelled, wants_room, was_calm;
     int64_t nudged, storage_bytes, parked_tasks, snapshot_size;
     struct verdict verdict;
     bool over;
@@ -158,7 +159,7 @@ static void nudge(void)
     struct out o = {buffer, 0, sizeof buffer, false};
     if (log_end() == job.nudged || now_s() < job.step_end)
         return;
-    job.step_end = now_s() + step_s;
+    job.step_end = now_s() + (job.was_calm && job.second_reads <= CALM_READS ? 0 : step_s);
     put_map(&o, 2);
     put_str(&o, "type");
     put_str(&o, "LogGrew");
@@ -168,6 +169,18 @@ static void nudge(void)
         job.nudged = log_end();
     else
         job.wants_room = true; /* poll says when there is some */
+}
+
+/* How much it writes: in this step, in this second, in the one before. */
+static void count_reads(double now)
+{
+    if (now >= job.step_end)
+        job.reads = 0;
+    if (now >= job.second_end) {
+        job.was_calm = job.second_reads <= CALM_READS;
+        job.second_reads = 0;
+        job.second_end = now + 1;
+    }
 }
 
 /* Best effort: the Result tells the whole. */
@@ -455,8 +468,7 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
     ended = job.watched_ended;
     while (!ended) {
         enum { HTTP, SIGNALS, OUT, ERR, IN, OOM, FAREWELL, ALL };
-        if (now_s() >= job.step_end)
-            job.reads = 0;
+        count_reads(now_s());
         bool rests = job.reads >= READS_PER_STEP;
         struct pollfd polled[ALL] = {
             [HTTP] = {FD_HTTP, (short)(POLLIN | (job.wants_room ? POLLOUT : 0)), 0},
@@ -476,7 +488,9 @@ static struct outcome supervise(struct process process, struct sink *sink, doubl
         wait_s = wait_s < 0 ? 0 : wait_s > 1e6 ? 1e6 : wait_s;
         int count = poll(polled, ALL, (int)(wait_s * 1000 + 1));
         if (count > 0) {
-            job.reads += !!polled[OUT].revents + !!polled[ERR].revents;
+            int reads = !!polled[OUT].revents + !!polled[ERR].revents;
+            job.reads += reads;
+            job.second_reads += reads;
             if (polled[OUT].revents)
                 drain(&process.stdout_fd, STDOUT, sink, false);
             if (polled[ERR].revents)

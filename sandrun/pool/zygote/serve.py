@@ -62,9 +62,10 @@ LOOK_S: Final = 0.25  # how often connections are counted, or, if many,
 LOOK_AGAIN_S: Final = 0.1
 LOOK_COST: Final = 20  # but no more than a twentieth of the time is spent on it
 OOM_COUNTED_S: Final = 0.02  # v1 tells of an OOM kill before it counts it
-# Output is told of, and read, in steps: a job that writes single bytes would otherwise keep
-# http busy, which serves everybody, for four times as long as it runs itself.
+# Output of a job that writes much is told of, and read, in steps: single bytes would otherwise
+# keep http busy, which serves everybody, for four times as long as it runs itself.
 STEP_S: Final = 0.02
+CALM_READS: Final = 128  # in a second: so much is told of at once
 READS_PER_STEP: Final = 128  # of up to 64 KiB: 400 MB/s, and a flood of bytes is 6400/s
 INDEX_ROOM: Final = 16 * 1024 * 1024  # behind the outputs, for their index
 MAX_OUTPUT_FILES: Final = 10_000
@@ -136,6 +137,9 @@ class Init:
         self.nudged = 0
         self.step_end = 0.0
         self.reads = 0
+        self.second_end = 0.0
+        self.second_reads = 0
+        self.was_calm = True
         self.rests = False  # poll does not watch the streams
         self.wants_room = False  # poll says when http's queue has some
         self.cpu_before = 0.0
@@ -500,6 +504,7 @@ class Init:
             for fd, mask in self.poll.poll(max(0, wait_s) * 1000 + 0.5):
                 if fd in streams:
                     self.reads += 1
+                    self.second_reads += 1
                     self._drain(fd, streams, sink)
                 elif fd == self._wake_r:
                     self._reap()
@@ -556,6 +561,10 @@ class Init:
         """Watch the streams, or leave them for the rest of a step; whether it is left."""
         if now >= self.step_end:
             self.reads = 0
+        if now >= self.second_end:
+            self.was_calm = self.second_reads <= CALM_READS
+            self.second_reads = 0
+            self.second_end = now + 1
         rests = self.reads >= READS_PER_STEP
         if rests != self.rests:
             self.rests = rests
@@ -748,7 +757,8 @@ class Init:
         now = time.monotonic()
         if self.log.end == self.nudged or now < self.step_end:
             return
-        self.step_end = now + STEP_S
+        is_calm = self.was_calm and self.second_reads <= CALM_READS
+        self.step_end = now + (0 if is_calm else STEP_S)
         try:
             self.http.send(LogGrew(end=self.log.end))
         except BlockingIOError:
