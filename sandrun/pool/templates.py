@@ -111,7 +111,7 @@ class Templates:
         if report == READY:
             if template is self.coming:
                 self._promote(template)
-            return  # else: it made a child
+            return  # else: it is configured, or (in Python) made a child
         if report:
             # One sandbox failed; PID 1 sees the end of its own socket and reports.
             self.fault = _text(report)

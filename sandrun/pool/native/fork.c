@@ -1,8 +1,7 @@
 /* Forks that land in sandboxes. Runs as: a template, see zygote/warm_python.py. I/O.
 
    The template waits for requests in here and not in Python: after each fork it would
-   copy the 127 pages that its own loop writes to, at 3.6 us each, which is a tenth of
-   what all the rest of such a job costs.
+   copy the 127 pages that its own loop writes to, half a millisecond of CPU time.
 
    The child must be an orphan of the sandbox's pid namespace, so that its PID 1 reaps
    it: somebody has to stand between, enter the other namespaces, fork and end. That one

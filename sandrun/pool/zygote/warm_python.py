@@ -763,7 +763,7 @@ def needed_pages(interpreter, fork):
     0.7 MB more in each that waits: there it is not done.)
     """
     mappings = _mappings()
-    rehearse = _rehearsal(interpreter, fork.system)
+    rehearse, files = _rehearsal(interpreter, fork.system)
     report = os.memfd_create("needed pages")
     python = fork.system.ctypes.pythonapi
     python.PyOS_BeforeFork()
@@ -778,14 +778,16 @@ def needed_pages(interpreter, fork):
         finally:
             os._exit(0)
     python.PyOS_AfterFork_Parent()
+    for fd in files:
+        os.close(fd)
     os.lseek(report, 0, os.SEEK_SET)
     with open(report) as file:
         return [tuple(map(int, line.split())) for line in file]
 
 
 def _rehearsal(interpreter, system):
-    """A function that does what a job does, and nothing that could have been done before:
-    each page that it writes to, every fork will have of its own.
+    """A function that does what a job does, and nothing that could have been done before
+    (each page that it writes to, every fork will have of its own); the files it uses.
     """
     import _signal
 
@@ -816,7 +818,7 @@ def _rehearsal(interpreter, system):
         interpreter.exit_code()
         sys.stdout.flush()
 
-    return rehearse
+    return rehearse, (script, null)
 
 
 def _mappings():
@@ -900,6 +902,7 @@ class Fork:
         self.last_capability = order.get("last_capability", 40)
         self.confine = order.get("confine", True)  # False: tests without privilege
         self.is_confined = False  # by fork.c
+        self.has_pages = False  # that a job needs; by fork.c, too
         names = order.get("fds", ())
         self.fds = dict(zip(names, fds))
         self.groups = [fd for name, fd in zip(names, fds) if name == "cgroup"]
@@ -1235,6 +1238,7 @@ def _serve_forks(interpreter, fork, fd):
     """
     python = fork.system.ctypes.pythonapi
     pages = needed_pages(interpreter, fork) if interpreter.preload else []
+    fork.has_pages = bool(pages)
     settings = fork.system.settings_of(fork, pages)
     # What os.fork() does before and after; the first is true of all that follow.
     python.PyOS_BeforeFork()
@@ -1270,7 +1274,7 @@ def _wait_in_sandbox(interpreter, fork):
             _take_steps((_fresh,), fork)
         else:
             _take_steps(CHILD_STEPS, fork)
-        if not (fork.is_confined and interpreter.preload):
+        if not fork.has_pages:
             ready_again(interpreter)
     except BaseException as error:  # noqa: BLE001 - reported, then the end
         _fail(fork.fds["go"], error)
