@@ -21,6 +21,11 @@ def killed(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
     return python(id, title, f"{dedent(body)}\nprint('survived')", stdout="", **more)
 
 
+def heavy(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
+    """A Python program that keeps the machine busy for a while."""
+    return python(id, title, body, heavy=True, **more)
+
+
 def shell(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
     """A case that is a bash script."""
     return Job(id=id, title=title, code=f"#!/bin/bash\n{dedent(body)}", file="main.sh", **more)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from sandrun.selftest.bank._words import python
-from sandrun.selftest.case import Answer, Call, Case, Job, expect
+from sandrun.selftest.bank._words import heavy, python
+from sandrun.selftest.case import Answer, Call, Case, expect
 from sandrun.selftest.target import Target
 
 _FAR_TIMES: Final = (-(1 << 40), -1, 0, 315532799, 1 << 32, 253402300800, 1 << 40)
@@ -110,11 +110,6 @@ def _spoofed_verdicts(target: Target) -> None:
         answer = target.run({"main.py": code})
         found = (answer["exit_reason"], answer["execution_metadata"]["exit_code"])
         expect(found == ("nonzero_exit", 41), f"ended as {found} after printing {text[:40]!r}")
-
-
-def heavy(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
-    """A Python case that keeps the machine busy for a while."""
-    return python(id, title, body, heavy=True, **more)
 
 
 CASES: Final[tuple[Case, ...]] = (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from sandrun.selftest.bank._words import python
-from sandrun.selftest.case import Answer, Call, Case, Job, expect
+from sandrun.selftest.bank._words import heavy, python
+from sandrun.selftest.case import Answer, Call, Case, expect
 from sandrun.selftest.target import Target
 
 
@@ -98,11 +98,6 @@ def _many_names(target: Target) -> None:
     expect(answer["stdout"] == "held\n", f"printed {answer['stdout']!r}")
     taken = answer["execution_metadata"]["output_bytes"]
     expect(taken <= 100 << 20, f"{taken} bytes were taken")
-
-
-def heavy(id: str, title: str, body: str, **more: Any) -> Job:  # noqa: A002
-    """A Python case that keeps the machine busy for a while."""
-    return python(id, title, body, heavy=True, **more)
 
 
 CASES: Final[tuple[Case, ...]] = (
