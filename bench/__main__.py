@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ def main() -> int:
         parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     if os.geteuid() != 0:
         parser.error("the sandboxes need root")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was made is taken down
     failed: list[str] = []
     gc.disable()  # a collection in the middle of a sample is not what we measure
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="sandrun-bench-") as scratch:
