@@ -131,6 +131,8 @@ class Peer(Wire):
             self._body_too_slow()
         elif self.phase is Phase.HEAD:
             self._refuse(RequestError(408, "head_too_slow", "the head took too long"))
+        elif self.phase is Phase.IDLE and self.unread():
+            self.set_deadline(self.loop.time() + self.server.config.head_timeout_s)
         else:
             self._end()
 
@@ -263,7 +265,7 @@ class Peer(Wire):
 
     def shut_down(self) -> None:
         """The server drains: idle connections end at once, the others after their answer."""
-        if self.phase in (Phase.IDLE, Phase.HEAD):
+        if self.phase in (Phase.IDLE, Phase.HEAD) and not self.unread():
             self._end()
 
     # ── the body ──

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import socket
 import time
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 
 ACCEPTS_PER_WAKE: Final = 64  # then the others get their turn
 NO_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+TURNED_AWAY_READ: Final = 64 * 1024  # bytes of a request that is not served
+LOOKS_FOR_IDLE: Final = 64  # connections; an accept must stay cheap
+EVICT_AFTER_S: Final = 1.0  # a client at work sends its next request sooner
 BACK_OFF_S: Final = 0.25  # with no descriptors left, before we look again
 # Inherited by what is accepted: a client whose host went away in the middle of a silent
 # log (or that closed it: no text can be sent to see) is noticed in a minute or two.
@@ -52,7 +56,8 @@ log: Final = logging.getLogger("sandrun.http")
 class Server:
     """Serves one handler on any number of sockets.
 
-    ``wall`` gives the time for Date headers, in seconds since 1970.
+    ``wall`` gives the time for Date headers, in seconds since 1970. A connection that has
+    been idle for ``evict_after_s`` seconds may have to make room for a new one.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Server:
         *,
         wall: Callable[[], float] = time.time,
         websocket_limits: WebSocketLimits = WebSocketLimits(),  # noqa: B008  # frozen
+        evict_after_s: float = EVICT_AFTER_S,
     ) -> None:
         self.handler = handler
         self.config = config
@@ -73,10 +79,11 @@ class Server:
         self.accepted = 0  # connections, ever
         self.loop: asyncio.AbstractEventLoop
         self._wall = wall
+        self._evict_after_s = evict_after_s
         self._date = (0, b"")
         self._listeners: dict[socket.socket, ssl.SSLContext | None] = {}
         self._peers: set[Peer] = set()
-        self._idle: dict[Peer, None] = {}  # oldest first
+        self._idle: dict[Peer, float] = {}  # since when (the loop's time); oldest first
         self._admitted = 0  # those that stand, and those that the loop still sets up
         self._by_address: dict[str, int] = {}
         self._opening: set[asyncio.Task[None]] = set()
@@ -201,13 +208,20 @@ class Server:
         return self._evict_idle()
 
     def _evict_idle(self) -> bool:
-        """Close the connection that has been idle longest; False if none is."""
-        peer = next(iter(self._idle), None)
-        if peer is None:
-            return False
-        del self._idle[peer]  # its end is seen later: do not choose it twice
-        peer.abort()
-        return True
+        """Close the connection that has been idle longest; False if none has been for long.
+
+        Not one whose next request is there but not read yet (while we are behind, those
+        are many), nor one that might send its next at this moment: both would be reset.
+        """
+        idle_since = self.loop.time() - self._evict_after_s
+        for peer, since in itertools.islice(self._idle.items(), LOOKS_FOR_IDLE):
+            if since > idle_since:
+                break
+            if not peer.unread():
+                del self._idle[peer]  # its end is seen later: do not choose it twice
+                peer.abort()
+                return True
+        return False
 
     # ── from peers ──
 
@@ -215,7 +229,7 @@ class Server:
         """A connection stands."""
         self._peers.add(peer)
         self._empty.clear()
-        self._idle[peer] = None
+        self._idle[peer] = self.loop.time()
 
     def remove(self, peer: Peer) -> None:
         """A connection is over."""
@@ -231,7 +245,7 @@ class Server:
 
     def idle(self, peer: Peer) -> None:
         """A request has ended and the connection stays."""
-        self._idle[peer] = None
+        self._idle[peer] = self.loop.time()
 
     @property
     def connections(self) -> int:
@@ -261,3 +275,5 @@ def _turn_away(sock: socket.socket, tls: ssl.SSLContext | None) -> None:
         sock.setblocking(False)
         if tls is None:
             sock.send(BUSY_ANSWER)
+            # Closed with bytes unread, a socket is reset, which may overtake the answer.
+            sock.recv(TURNED_AWAY_READ)

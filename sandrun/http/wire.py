@@ -272,6 +272,14 @@ class Wire(asyncio.Protocol):
         raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
         return waiting + cast("int", struct.unpack("i", raw)[0])
 
+    def unread(self) -> bool:
+        """Whether the peer has sent what we have not yet read. man: tcp(7), SIOCINQ"""
+        sock = self._transport.get_extra_info("socket")
+        if self._transport.is_closing() or sock is None or sock.fileno() < 0:
+            return False
+        raw = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+        return cast("int", struct.unpack("i", raw)[0]) > 0
+
     # ── the end ──
 
     @property

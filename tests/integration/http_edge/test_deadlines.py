@@ -286,13 +286,81 @@ def test_one_address_cannot_take_every_connection() -> None:
 
 def test_at_the_global_cap_the_longest_idle_connection_makes_room() -> None:
     async def main() -> None:
-        async with serving(max_connections=3) as (server, port):
+        async with serving(kwargs={"evict_after_s": 0.0}, max_connections=3) as (server, port):
             held = [await connect(port) for _ in range(3)]
             await until(lambda: not (server.connections < 3))
             assert parse_answers(await talk(port, GET))[0].status == 200
             assert await until_closed(held[0][0]) == b""
             for _, writer in held:
                 writer.close()
+
+    run(main())
+
+
+def test_a_connection_whose_request_is_not_read_yet_is_not_idle() -> None:
+    """A server that was behind with reading reset the clients it had kept waiting."""
+
+    async def main() -> None:
+        async with serving(kwargs={"evict_after_s": 0.0}, max_connections=3) as (server, port):
+            held = [await connect(port) for _ in range(3)]
+            await until(lambda: not (server.connections < 3))
+            # All before the loop turns: the request is there, and so is one client too many.
+            held[0][1].write(GET)
+            (listener,) = server._listeners
+            with socket.create_connection(("127.0.0.1", port)):
+                server._accept(listener)
+                answer = await held[0][0].readuntil(b"\r\n\r\n")
+                assert answer.startswith(b"HTTP/1.1 200 ")
+                assert await until_closed(held[1][0]) == b""
+            for _, writer in held:
+                writer.close()
+
+    run(main())
+
+
+def test_a_client_at_work_is_not_reset_for_a_new_one() -> None:
+    """Its next request may be on its way: the new one is told to come again."""
+
+    async def main() -> None:
+        async with serving(kwargs={"evict_after_s": 3600.0}, max_connections=1) as (_, port):
+            reader, writer = await connect(port)
+            for _ in range(3):
+                writer.write(GET)
+                await reader.readuntil(b"\r\n\r\n")
+                assert b" 503 " in await talk(port, b"")
+            writer.close()
+
+    run(main())
+
+
+def test_draining_does_not_reset_a_request_that_has_arrived() -> None:
+    async def main() -> None:
+        async with serving() as (server, port):
+            reader, writer = await connect(port)
+            await until(lambda: server.connections == 1)
+            writer.write(GET)
+            await server.drain(10)
+            answer = parse_answers(await reader.read(-1))[0]
+            assert answer.status == 200
+            writer.close()
+
+    run(main())
+
+
+def test_whoever_is_turned_away_can_read_why() -> None:
+    """With his request unread, closing would reset the connection."""
+
+    async def main() -> None:
+        async with serving(max_connections_per_address=1) as (server, port):
+            reader, writer = await connect(port)
+            await until(lambda: server.connections == 1)
+            (listener,) = server._listeners
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n")
+                server._accept(listener)
+                assert b" 503 " in client.recv(4096)
+                assert client.recv(4096) == b"", "an orderly end, no reset"
+            writer.close()
 
     run(main())
 
