@@ -759,7 +759,7 @@ const fromRun = (file) => ({ ...file, name: baseName(file.path), mime_type: file
 
 function finished(id, found, outputs) {
   takeStatus(found, id)
-  job.outputs = found.exit_reason === 'upload_error' ? [] : outputs // what came is no result
+  job.outputs = outputs
   setPhase('done')
   note({ id, state: job.status, exit_reason: job.exit_reason })
   spoken.value = `${headline(job)}. ${plural(job.outputs.length, 'output file')}.`

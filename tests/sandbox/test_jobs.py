@@ -90,6 +90,16 @@ def test_a_wrong_job_json_in_the_archive_ends_the_job_with_the_field_named(serve
     assert "timeout" in " ".join(answer["evidence"])
 
 
+def test_an_upload_that_cannot_run_has_no_outputs(server):
+    """They were the uploaded files: nothing had been snapshot when the upload was refused."""
+    files = {"job.json": '{"timeout": -1}', "main.py": "print(1)", "data/in.csv": "1,2"}
+    answer = finished(server.run(archive=servers.tar_of(files), inline=1), "upload_error")
+    assert answer["outputs"] == []
+    assert answer["output_files"] == {}
+    assert answer["execution_metadata"]["output_bytes"] == 0
+    assert server.client.get(f"/outputs/{answer['job_id']}").json()["total_files"] == 0
+
+
 def test_a_thousand_files_come_back_in_an_archive(server):
     code = (
         "import os\nos.mkdir('many')\n"

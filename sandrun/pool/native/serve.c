@@ -1283,7 +1283,9 @@ int serve(void)
     job.storage_bytes = (int64_t)((room.f_blocks - room.f_bfree) * room.f_frsize);
     double cpu_seconds = group_cpu_seconds() - job.cpu_before;
     int64_t memory_peak = group_memory_peak(), processes_peak = group_processes_peak();
-    struct outputs outputs = collect(&outcome.cancelled, &cpu_seconds);
+    struct outputs outputs = {0};
+    if (!job.over) /* else nothing ran: what lies there is what came */
+        outputs = collect(&outcome.cancelled, &cpu_seconds);
     struct out o = new_message("Result", 7);
     put_str(&o, "verdict");
     job.over ? put_verdict(&o) : put_nil(&o);

@@ -191,7 +191,8 @@ class Init:
         self._kill_everything()
         full = self._storage_state()
         usage, start = self._usage(outcome), time.process_time()
-        index, index_offset = self._collect(spec, before)
+        # If it was over before it ran, what lies there is what came.
+        index, index_offset = (OutputIndex(), 0) if over else self._collect(spec, before)
         taken = sum(file.size_bytes for file in index.files)
         # What it took, the job has made as long as it is.
         cpu_seconds = usage.cpu_seconds + time.process_time() - start
