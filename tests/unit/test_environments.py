@@ -52,6 +52,9 @@ def test_lines_come_out_normalised_sorted_and_once():
         "${HOME}",
         "a" * 600,
         "numpy; python_version",
+        "numpy===1\\\\",  # a backslash that would continue the line for the installer
+        "numpy===${UV_DEFAULT_INDEX}",
+        "numpy; os_name == 'a\t--hash=sha256:00'",
     ],
 )
 def test_what_is_not_a_plain_requirement_is_refused_with_its_line(line):
@@ -66,6 +69,20 @@ def test_too_much_is_refused():
         requirements.parse("\n".join(f"package{number}" for number in range(501)))
     with pytest.raises(RequirementsError):
         requirements.parse("#" * (64 * 1024 + 1))
+    with pytest.raises(RequirementsError, match="versions and markers"):
+        requirements.parse("\n".join(f"p{number}{'>=1,' * 100}>=1" for number in range(40)))
+
+
+def test_a_comment_begins_at_the_start_or_behind_a_blank():
+    text = "# one\nsix #two\nsix\t# three # four\nsix #\n \\\n# five\n"
+    assert requirements.parse(text) == ("six",)
+    with pytest.raises(RequirementsError, match="line 1"):
+        requirements.parse("six#1")
+
+
+def test_blanks_are_read_once():
+    """A regular expression looked at the rest of the line from each of them."""
+    assert requirements.parse(f"six{' ' * 60_000}\n{' #' * 3}{'#' * 3000}") == ("six",)
 
 
 @given(st.text(max_size=300))

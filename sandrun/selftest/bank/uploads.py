@@ -332,6 +332,16 @@ def _both(target: Target) -> None:
         )
 
 
+def _blank_requirements(target: Target) -> None:
+    """The event loop took a minute for a line of blanks, with everybody's requests behind it."""
+    files: dict[str, str | bytes] = {
+        "main.py": "print(1)",
+        "requirements.txt": " " * 60_000 + "-e .",
+    }
+    answer = target.run(files, {"requirements": "requirements.txt"})
+    expect(answer["exit_reason"] == "dependency_error", f"ended as {answer['exit_reason']}")
+
+
 def call(id: str, title: str, run: Callable[[Target], None], **more: Any) -> Call:  # noqa: A002
     """Shorter."""
     return Call(id=id, title=title, run=run, **more)
@@ -737,4 +747,5 @@ CASES: Final[tuple[Case, ...]] = (
         "archives with random bytes changed (the seed is in the complaint)",
         _random_bytes,
     ),
+    call("I31", "requirements of sixty thousand blanks cost nobody anything", _blank_requirements),
 )
