@@ -513,7 +513,10 @@ class Spawn(_Message, frozen=True):
 
 
 class Spawned(_Message, frozen=True):
-    """PID 1 exists under ``pid`` (ours to reap: CLONE_PARENT); it is still booting."""
+    """PID 1 exists under ``pid`` (ours to reap: CLONE_PARENT); it is still booting.
+
+    Descriptor, if it is compiled: its assistant's end of their socket.
+    """
 
     zygote: ZygoteId
     pid: int
@@ -541,5 +544,15 @@ class SpawnerReady(_Message, frozen=True):
     version: Text = ""
 
 
+class Succeed(_Message, frozen=True):
+    """Assist the sandboxes of a spawner that is dead, which had found ``interpreters``.
+
+    Descriptor: its user namespace. The ends of their sockets follow.
+    """
+
+    interpreters: tuple[InterpreterInfo, ...]
+
+
 ToSpawner = Prepare | Spawn
+ToSuccessor = Prepare | Succeed
 FromSpawner = SpawnerReady | Spawned | Booted | BootFailed

@@ -207,7 +207,7 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until told to stop. Returns the exit status."""
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 22
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a zygote costs us 23
         self.store = Store(max(most // 4, most - _own_fds(self.config)), self._on_store_state)
         probes = doctor.probe_all(self.config)
         doctor.refuse_or_pass(probes, self.config.pool.waive)

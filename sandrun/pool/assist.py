@@ -15,7 +15,8 @@ cannot do it); the one in the middle enters the other namespaces; the last is an
 the sandbox's pid namespace, so its PID 1 reaps it.
 
 It outlives its spawner for as long as there are sandboxes of that one: without it they
-could not end their jobs. If it dies itself, its spawner has the sockets and starts another.
+could not end their jobs. If it dies itself, its spawner has the sockets and starts another;
+if that is dead too, the supervisor has them and starts one (``successor.py``).
 
 ``U``  unpack the upload and find out what to run; attached to the job's group
 ``C``  collect the outputs; every process of the job is dead by then
@@ -43,6 +44,7 @@ from sandrun.pool.zygote import boot, child, collect, resolve
 from sandrun.pool.zygote.serve import INDEX_ROOM, MAX_OUTPUT_FILES
 
 NAME: Final = "sandrun-assist"
+NEWS: Final = b"+"  # what brings the sockets of new sandboxes, at most MAX_FDS of them
 NAMESPACES: Final = (  # of a sandbox; and its cgroup namespace is made by PID 1
     CLONE.NEWUSER | CLONE.NEWPID | CLONE.NEWNS | CLONE.NEWIPC | CLONE.NEWUTS | CLONE.NEWNET
 )
@@ -98,56 +100,57 @@ _decode_collect: Final = msgspec.msgpack.Decoder(_Collect).decode
 _decode_placed: Final = msgspec.msgpack.Decoder(Placed).decode
 
 
-def run(server: socket.socket, plan: boot.Plan, ends: list[socket.socket]) -> None:
-    """Serve the requests of all PID 1s of a spawner, whose fork we are; returns when nobody
-    is left. ``server`` tells of new ones; ``ends`` are the sockets of those that there were
-    before us.
+def run(
+    server: socket.socket, plan: boot.Plan, ends: list[socket.socket], parents: Parents
+) -> None:
+    """Serve the requests of all PID 1s of a spawner; returns when nobody is left.
+    ``server`` tells of new ones; ``ends`` are the sockets of those that there were before us.
     """
     libc.set_name(NAME)
-    parent = _Parent()
+    clients = {end.fileno(): Client(end) for end in ends}
+    serve(server, plan, clients, parents)
 
+
+def drop_news(server: socket.socket) -> None:
+    """What an assistant that has ended did not hear: its successor is told of all."""
     server.setblocking(False)
     with contextlib.suppress(BlockingIOError):
-        while fds := socket.recv_fds(server, 1, 1)[1]:  # not heard by who was before us
+        while fds := socket.recv_fds(server, 1, MAX_FDS)[1]:
             close_all(fds)
     server.setblocking(True)
-    clients = {end.fileno(): Client(end) for end in ends}
-    serve(server, plan, clients, parent)
 
 
-class _Parent:
-    """Our spawner; the supervisor when that has died."""
+class Parents(msgspec.Struct, frozen=True):
+    """The pids of our spawner, 0 if that was dead before us, and of the supervisor, whose
+    child we are then.
+    """
 
-    def __init__(self) -> None:
-        self._spawner = os.getppid()
-        with open(f"/proc/{self._spawner}/stat", "rb") as file:
-            self._supervisor = int(file.read().rpartition(b")")[2].split()[1])
+    spawner: int
+    supervisor: int
 
     def is_supervisor(self) -> bool:
         """Whether we have been handed on; not before may its end be ours, because a
         dying parent's files are closed first. Without a supervisor we end at once.
         """
         parent = os.getppid()
-        if parent == self._spawner:
+        if parent == self.spawner:
             return False
         libc.prctl(PR.SET_PDEATHSIG, signal.SIGKILL)
-        if parent != self._supervisor or os.getppid() != parent:
+        if parent != self.supervisor or os.getppid() != parent:
             os._exit(0)
         return True
 
 
 def serve(
-    server: socket.socket, plan: boot.Plan, clients: dict[int, Client], parent: _Parent
+    server: socket.socket, plan: boot.Plan, clients: dict[int, Client], parents: Parents
 ) -> None:
-    """Hear of PID 1s from ``server`` and answer each; after the spawner's end, those that
-    are left.
-    """
+    """Hear of PID 1s from ``server`` and answer each; after its end, those that are left."""
     poll = select.poll()
     for fd in (server.fileno(), *clients):
         poll.register(fd, select.POLLIN)
-    spawned, handed_on = True, False  # there is a spawner; we have got another parent
+    spawned, handed_on = True, False  # we hear of more; we have got another parent
     while spawned or clients:
-        handed_on = handed_on or (not spawned and parent.is_supervisor())
+        handed_on = handed_on or (not spawned and parents.is_supervisor())
         for fd, _ in poll.poll(None if spawned or handed_on else HAND_OVER_MS):
             if fd != server.fileno():
                 if not clients[fd].answer(plan):
@@ -155,7 +158,7 @@ def serve(
                     clients.pop(fd).socket.close()
                 continue
             # What is inheritable leaks into nothing: we execute nothing.
-            data, fds, *_ = socket.recv_fds(server, 1, 1)
+            data, fds, *_ = socket.recv_fds(server, 1, MAX_FDS)
             if not data:
                 poll.unregister(server)
                 spawned = False

@@ -52,6 +52,7 @@ from sandrun.messages import (
 )
 from sandrun.pool import policy
 from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.estate import Estate
 from sandrun.pool.lifecycle import Event, State, step
 from sandrun.pool.mounts import GID, JOB_UID
 from sandrun.pool.native.build import Native
@@ -92,6 +93,8 @@ class Zygote:
     state: State = State.ORDERED
     pid: int = 0
     pidfd: int = -1
+    spawner: int = 0  # the pid of its spawner
+    assist: int = -1  # its assistant's end of their socket, for a successor
     deadline: asyncio.TimerHandle | None = None
     leased: bool = False  # this http has it
     ordered: float = 0.0  # when
@@ -139,6 +142,7 @@ class Spawner:
         self.index = index
         self.process: subprocess.Popen[bytes] | None = None
         self.pidfd = -1
+        self.namespace = -1  # its user namespace, when it is up
         self.channel: Channel[ToSpawner, FromSpawner] | None = None
         self.interpreters: tuple[InterpreterInfo, ...] = ()
         self.ready = asyncio.Event()
@@ -193,6 +197,7 @@ class Manager:
             name: Spawner(name, environment, index)
             for index, (name, environment) in enumerate(config.environments.items())
         }
+        self.estates: list[Estate] = []  # of spawners that died
         self.kinds: list[Kind] = []
         self.zygotes: dict[int, Zygote] = {}
         self.counts: Counter[State] = Counter()  # of all zygotes
@@ -362,9 +367,13 @@ class Manager:
             log.debug("spawner %s: %s", spawner.name, error or "closed")
             self.loop.remove_reader(spawner.channel.fileno())
             return False
+        if isinstance(message, Spawned):
+            self._on_spawned(spawner, message, fds)
+            return True
         close_all(fds)
         match message:
             case SpawnerReady():
+                self._keep_namespace(spawner)
                 spawner.interpreters = message.interpreters
                 spawner.restart.cause = ""
                 _cancel_deadline(spawner)
@@ -372,8 +381,6 @@ class Manager:
                 self._add_kinds(spawner)
                 spawner.ready.set()
                 self.refill()
-            case Spawned():
-                self._on_spawned(message)
             case Booted():
                 self._on_booted(message)
             case BootFailed():
@@ -392,6 +399,8 @@ class Manager:
         code = spawner.process.wait()
         while self._on_spawner(spawner):
             pass  # its last words: what it had cloned is ours to end
+        if not self.stopping:
+            self._inherit(spawner)
         self._forget_spawner(spawner)
         if self.stopping:
             return
@@ -402,6 +411,46 @@ class Manager:
         spawner.restart.cause = spawner.restart.cause or f"exit status {code}"
         self._spawner_failed(spawner)
         self._drop_ordered(spawner)
+
+    def _keep_namespace(self, spawner: Spawner) -> None:
+        """Without it (no descriptor, say) its sandboxes are lost with it and its assistant."""
+        assert spawner.process is not None
+        if self.native is not None and spawner.namespace < 0:
+            with contextlib.suppress(OSError):
+                path = f"/proc/{spawner.process.pid}/ns/user"
+                spawner.namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _inherit(self, spawner: Spawner) -> None:
+        """Its sandboxes go on, and need somebody who unpacks and collects for them."""
+        assert spawner.process is not None
+        pid, namespace, spawner.namespace = spawner.process.pid, spawner.namespace, -1
+        if namespace < 0:
+            return
+
+        def ends() -> list[int]:
+            ours = (z for z in self.zygotes.values() if z.spawner == pid)
+            return [zygote.assist for zygote in ours if zygote.assist >= 0]
+
+        estate = Estate(
+            pid,
+            self._prepare(spawner),
+            spawner.interpreters,
+            namespace,
+            self.supplies,
+            ends,
+            self._on_settled,
+        )
+        self.estates.append(estate)
+        estate.settle()
+
+    def _on_settled(self, estate: Estate) -> None:
+        self.estates.remove(estate)
+        self._reap_adopted(ADOPTED_LOOKS)
+
+    def _known_children(self) -> set[int]:
+        """Those whose end somebody here waits for."""
+        assistants = {estate.pid for estate in self.estates}
+        return {zygote.pid for zygote in self.zygotes.values()} | assistants
 
     def _spawner_failed(self, spawner: Spawner) -> None:
         spawner.up = False
@@ -421,7 +470,7 @@ class Manager:
 
     def _reap_adopted(self, looks: int) -> None:
         """What a spawner leaves behind ends just after it: on a busy machine, a while."""
-        left = reap_adopted({zygote.pid for zygote in self.zygotes.values()})
+        left = reap_adopted(self._known_children())
         if (looks or left) and not self.stopping:
             self.loop.call_later(1.0, self._reap_adopted, max(0, looks - 1))
 
@@ -585,10 +634,16 @@ class Manager:
             options["noswap"] = ""
         return self.supplies.tmpfs(options)
 
-    def _on_spawned(self, message: Spawned) -> None:
+    def _on_spawned(self, spawner: Spawner, message: Spawned, fds: list[int]) -> None:
         zygote = self.zygotes.get(message.zygote)
+        if zygote is None or zygote.state is not State.ORDERED or len(fds) > 1:
+            close_all(fds)
+        elif fds:
+            zygote.assist = fds[0]
         if zygote is None:
             return
+        assert spawner.process is not None
+        zygote.spawner = spawner.process.pid
         zygote.pid = message.pid
         _cancel_deadline(zygote)
         zygote.deadline = self.loop.call_later(BOOT_TIMEOUT_S, self._boot_timeout, zygote)
@@ -825,6 +880,8 @@ class Manager:
             self.loop.remove_reader(zygote.pidfd)
             os.close(zygote.pidfd)
         self._close_lease_fds(zygote)
+        if zygote.assist >= 0:
+            os.close(zygote.assist)
         os.close(zygote.tmpfs)
         del self.zygotes[zygote.id]
         self._count(zygote, -1)
@@ -972,9 +1029,11 @@ class Manager:
             else:
                 self.kill(zygote.id)
         while self.zygotes:
-            reap_adopted({zygote.pid for zygote in self.zygotes.values()})
+            reap_adopted(self._known_children())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._empty.wait(), ADOPTED_EVERY_S)
+        for estate in list(self.estates):
+            estate.close()
         for group in self._free_groups:
             group.destroy()
 

@@ -237,6 +237,11 @@ def _enter_user_namespace(uid_base: int) -> None:
     os.close(entered_w)
     if status:
         raise OSError(os.waitstatus_to_exitcode(status), "the id map could not be written")
+    become_root()
+
+
+def become_root() -> None:
+    """Of the user namespace that we have just entered."""
     os.setgroups([])
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
@@ -389,12 +394,14 @@ def spawn(
     inside_o = mounts.JOB_UID + 2 * order.slot
     word = b"!"
     failed = 0
+    assists: tuple[int, ...] = ()
     try:
         if launcher:
             word = order_of(order)
             gate, warm = theirs.fileno(), template.fileno() if template else -1
             network = networks.of(order.slot)
-            pid, failed = launcher.start(channel.fileno(), gate, fds, warm, network)
+            pid, failed, end = launcher.start(channel.fileno(), gate, fds, warm, network)
+            assists = (end,)
         else:
             pid = _clone(networks, order.slot)
     except (OSError, SetupError) as error:
@@ -413,7 +420,7 @@ def spawn(
         if failed:
             raise OSError(failed, f"PID 1 cannot be executed: {os.strerror(failed)}")
         write_id_maps(pid, mounts.JOB_UID, inside_o, 2)
-        channel.send(Spawned(zygote=order.zygote, pid=pid))
+        channel.send(Spawned(zygote=order.zygote, pid=pid), assists)
         ours.send(word)
     except OSError as error:
         # PID 1 sees the end of its socket and exits without having done anything.

@@ -27,15 +27,16 @@ _KERNEL_SETTINGS: Final = (
     "vm/overcommit_memory", "vm/drop_caches", "fs/suid_dumpable",
 )  # fmt: skip
 # What one sandbox more accounts for: by kind, or "" for every kind. http holds its
-# socket, log and outputs; the supervisor these, its pidfd and its tmpfs; the spawner the
-# end of a socket.
+# socket, log and outputs; the supervisor these, its pidfd, its tmpfs and the end of a
+# socket; the spawner that end, too.
 _PER_SANDBOX: Final[dict[str, dict[str, int]]] = {
     "processes": {"in a sandbox": 2},
     "namespaces": {"": 1},
-    "descriptors": {"supervisor": 5, "sandrun.http": 3, "assistant": 1, "sandrun.pool.spawner": 1},
+    "descriptors": {"supervisor": 6, "sandrun.http": 3, "assistant": 1, "sandrun.pool.spawner": 1},
 }
 # Of sandboxes that have ended the spawner's are closed when it starts the next one.
 _LATE: Final = {"sandrun.pool.spawner": 32}
+_SPAWNED: Final = {"sandrun.pool.spawner", "sandrun.pool.successor"}
 # Descriptors come and go with connections that are just being closed.
 _PLAY: Final = {"processes": 0, "namespaces": 0, "descriptors": 4}
 _CANARY_PLACES: Final = ("/", "/etc", "/tmp", "/var/tmp", "/root", "/run")
@@ -235,7 +236,7 @@ def _kind(pid: int, server_pid: int) -> str:
     words = _read(f"/proc/{pid}/cmdline").split("\0")
     if _read(f"/proc/{pid}/comm").strip() == "sandrun-standby" and "sandrun.http" in words:
         return "standby"
-    if _read(f"/proc/{pid}/comm").strip() == "sandrun-assist" and "sandrun.pool.spawner" in words:
+    if _read(f"/proc/{pid}/comm").strip() == "sandrun-assist" and _SPAWNED & {*words}:
         return "assistant"
     for module in ("sandrun.http", "sandrun.pool.spawner"):
         if module in words and len(status.get("NSpid", "").split()) == 1:

@@ -715,6 +715,83 @@ def test_what_is_killed_of_the_pool_is_missed_neither_by_jobs_nor_by_ready_sandb
         assert quota(server)[0] == 0
 
 
+def assistants_of(server):
+    """Who unpacks and collects, in the order of their pids."""
+    found = []
+    for pid in set(servers.descendants(server.process.pid)):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "sandrun-assist":
+                found.append(pid)
+    return sorted(found)
+
+
+def successors_of(server, namespace=""):
+    """Those that are in a user namespace, or in any."""
+    found = []
+    for pid in assistants_of(server):
+        with contextlib.suppress(OSError):
+            place = os.readlink(f"/proc/{pid}/ns/user")
+            if b"sandrun.pool.successor" in command(pid) and namespace in ("", place):
+                found.append(pid)
+    return found
+
+
+def kill_at_once(pids):
+    """Nobody of them sees another's end."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # it is gone already
+            kill(pid)
+
+
+def until(server, look):
+    """What ``look`` finds in the end. Each look is paced by an answer."""
+    while not (found := look()):
+        server.client.get("/health")
+    return found
+
+
+def test_jobs_outlive_their_spawner_and_its_assistant_killed_at_once():
+    """Nobody was left who had power over their sandboxes, and the next spawner has none:
+    the job ended with server_fault, and so did those in sandboxes that had been ready.
+    """
+    with servers.running() as server:
+        job = submit(server, ENDS_WITH_OUTPUTS)
+        read_until(server, job, "up")
+        zygote = busy_zygote(server)
+        wait_for_ready(server, 2)
+        spawner = spawner_of(server)
+        namespace = os.readlink(f"/proc/{spawner}/ns/user")
+        kill_at_once([spawner, *assistants_of(server)])
+        for _ in range(2):
+            heirs = until(server, lambda: successors_of(server, namespace))
+            assert [os.listdir(f"/proc/{pid}/root") for pid in heirs] == [[]]
+            answer = server.run(archive=servers.tar_of(FILES))
+            found = answer["exit_reason"], answer["stdout"], len(answer["outputs"])
+            assert found == ("exited", "5\n", 1), answer
+            # Once more, with whoever has come.
+            until(server, lambda: len(assistants_of(server)) > 1)
+            kill_at_once([spawner_of(server), *assistants_of(server)])
+        os.kill(paused_below(zygote), signal.SIGUSR1)
+        assert wait_end(server, job)["exit_reason"] == "exited"
+        assert server.client.get(f"/download/{job}/o.txt").text == "out"
+        assert quota(server)[0] == 0
+
+
+def test_a_successor_ends_with_the_last_sandbox_that_it_is_for():
+    with servers.running("[pool]\nready = 1\n") as server:
+        wait_for_ready(server, 1)
+        kill_at_once([spawner_of(server), *assistants_of(server)])
+        (successor,) = until(server, lambda: successors_of(server))
+        end = os.pidfd_open(successor)
+        while not select.select([end], [], [], 0)[0]:  # until all that were ready have been used
+            assert server.python("print(1)")["stdout"] == "1\n"
+        os.close(end)
+        assert successors_of(server) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_what_outlives_its_spawner_does_not_outlive_the_server(number):
     with servers.running("[pool]\ndrain_seconds = 1\n") as server:

@@ -30,7 +30,8 @@ class Launcher:
 
     Each gets a socket of its own, at which it may ask for a Python child; the other
     ends go to the assistant (``pool/assist.py``), in messages of one byte. They are kept
-    here as well, for the assistant that follows one that died.
+    here as well, for the assistant that follows one that died, and by the supervisor for
+    when we are dead too.
     """
 
     def __init__(self, library: int, program: bytes, root: str) -> None:
@@ -56,8 +57,9 @@ class Launcher:
 
     def start(
         self, channel: int, gate: int, order_fds: list[int], template: int, network: Inside
-    ) -> tuple[int, int]:
-        """Clone a PID 1 that waits at ``gate`` for its order: its pid, and an errno.
+    ) -> tuple[int, int, int]:
+        """Clone a PID 1 that waits at ``gate`` for its order: its pid, an errno, and the
+        assistant's end of their socket, which stays ours.
 
         ``network``: while it is cloned, we are in its network.
 
@@ -77,12 +79,12 @@ class Launcher:
             with network:  # the sockets above are not in it
                 pid = self._launch(array, len(fds), self._program, flags, self._failed_at)
             if pid > 0:
-                socket.send_fds(self._assistant, [b"+"], [answer.fileno()])
+                socket.send_fds(self._assistant, [assist.NEWS], [answer.fileno()])
                 unless_started.pop_all()
                 self._keep(answer)
         if pid < 0:
             raise OSError(-pid, f"clone: {os.strerror(-pid)}")
-        return pid, self._failed.value
+        return pid, self._failed.value, answer.fileno()
 
     def _keep(self, end: socket.socket) -> None:
         self._forget_ended()
@@ -98,15 +100,19 @@ class Launcher:
     def start_assistant(self, plan: boot.Plan) -> int:
         """Fork it, with all the ends that there are: its pidfd. Raises OSError."""
         self._forget_ended()
+        parents = assist.Parents(os.getpid(), os.getppid())
         pid = os.fork()
         if pid:
             return os.pidfd_open(pid)
+        status = 1
         try:
             self._assistant.close()  # so that it hears of our end
             self._ended.close()
-            assist.run(self._assist, plan, list(self._ends.values()))
+            assist.drop_news(self._assist)
+            assist.run(self._assist, plan, list(self._ends.values()), parents)
+            status = 0
         finally:
-            os._exit(1)
+            os._exit(status)
 
 
 def order_of(spawn: Spawn) -> bytes:
