@@ -1,6 +1,6 @@
 """Method and path → the name of a route and its parameters. Pure.
 
-The table is the whole truth: ``openapi.py`` describes it and ``handlers.py`` has
+The table is the whole truth: ``openapi.py`` describes it and ``handlers/`` has
 one coroutine per ``name``. Nothing falls through: an unknown path is 404, a known
 path with another method is 405 with ``Allow``.
 """
