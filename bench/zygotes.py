@@ -27,12 +27,13 @@ class Leased:
     """One ready zygote, as http would hold it."""
 
     id: int
-    channel: Channel[ToZygote, FromZygote]
+    channel: Channel[ToZygote, FromZygote] | None  # None: it is only counted
     fds: tuple[int, ...]  # log, outputs
 
     def close(self) -> None:
         """Let it go."""
-        self.channel.close()
+        if self.channel:
+            self.channel.close()
         for fd in self.fds:
             os.close(fd)
 
@@ -50,11 +51,13 @@ class Driver:
     def to_http(self, message, fds) -> None:
         """What the manager says to http."""
         if isinstance(message, Lease):
-            sock = socket.socket(fileno=os.dup(fds[0]))
-            sock.setblocking(False)
-            files = tuple(os.dup(fd) for fd in fds[1:]) if self.keep_files else ()
+            channel, files = None, ()
+            if self.keep_files:
+                sock = socket.socket(fileno=os.dup(fds[0]))
+                sock.setblocking(False)
+                channel, files = Channel(sock, FromZygote), tuple(os.dup(fd) for fd in fds[1:])
             kind = (message.environment, message.warm)
-            leased = Leased(message.zygote, Channel(sock, FromZygote), files)
+            leased = Leased(message.zygote, channel, files)
             self.ready.setdefault(kind, {})[leased.id] = leased
         if isinstance(message, GiveBack):
             self.give_back(message.zygote)

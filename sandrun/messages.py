@@ -509,6 +509,7 @@ class Spawn(_Message, frozen=True):
     warm: Name
     mode: Name
     slot: int  # decides the pair of user ids
+    living: int  # zygotes of this environment, this one included
     control_files: tuple[str, ...]
 
 

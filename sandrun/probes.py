@@ -51,7 +51,7 @@ Status = Literal["ok", "missing", "optional_missing"]
 
 UID_BASE: Final = 1_879_048_192  # the config's default
 OUTER_IDS: Final = 65_536  # ids of one spawner's user namespace
-FDS_PER_SANDBOX: Final = 22  # control files, two sockets, log, outputs, process descriptor
+FDS_PER_SANDBOX: Final = 21  # control files, two sockets, log, outputs, process descriptor
 _PLACE: Final = "/tmp"  # covered by a mount in a namespace of the probe's own
 
 

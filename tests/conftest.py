@@ -2,8 +2,13 @@
 
 import os
 
+import hypothesis
 import pytest
 import servers
+
+# How long an example takes says how busy the machine is: no test is about that.
+hypothesis.settings.register_profile("sandrun", deadline=None)
+hypothesis.settings.load_profile("sandrun")
 
 
 @pytest.fixture(scope="session")

@@ -202,7 +202,7 @@ RESIDUE_MAX: Final = MIB + (os.cpu_count() or 1) * 64 * 4096
 
 
 class JobGroup:
-    """One slot's group in every hierarchy. Owns its descriptors.
+    """One slot's group in every hierarchy. Owns its descriptors, but for the ``shared`` ones.
 
     Made by :meth:`Hierarchy.create_slot`, which has the costs.
     """
@@ -213,10 +213,12 @@ class JobGroup:
         nodes: dict[str, GroupNode],
         files: dict[str, int],
         defaults: Defaults,
+        shared: frozenset[int],
     ) -> None:
         self.slot = slot
         self._nodes = nodes
         self._files = files
+        self._shared = shared
         self._defaults = defaults
         self._tally = nodes["pids" if "pids" in nodes else "unified"]  # where we count
         self._memory_usage = (
@@ -298,7 +300,8 @@ class JobGroup:
         """Close the descriptors. The group stays."""
         files, self._files = self._files, {}
         for fd in files.values():
-            os.close(fd)
+            if fd not in self._shared:
+                os.close(fd)
 
     def destroy(self) -> bool:
         """Remove the group everywhere. False while a process is in it: ask again.
@@ -368,6 +371,7 @@ class Hierarchy:
         self._tops: dict[str, GroupNode] = {}
         self._jobs: dict[str, GroupNode] = {}
         self._files: tuple[ControlFile, ...] = ()
+        self._shared: dict[str, int] = {}  # of the files: those that are the same for every job
         self._locks: dict[str, int] = {}  # hierarchy → what says that we live
         self._handed_on = False  # we switched controllers on in the v2 home
         self._socket_bytes = 0  # for each job; v1 only
@@ -446,6 +450,9 @@ class Hierarchy:
             os.mkdir(self._tops["blkio"].child("jobs").directory)
             self._limit_disks(self._tops["blkio"])
         if self.limited_disks:
+            (file,) = V1_DISK
+            path = f"{self._tops['blkio'].child('jobs').directory}/{file.file}"
+            self._shared[file.name] = os.open(path, file.flags | os.O_CLOEXEC)
             return V1_DISK
         self._remove_top("blkio")
         return ()
@@ -626,7 +633,7 @@ class Hierarchy:
             if name != "blkio"
         }
         files: dict[str, int] = {}
-        group = JobGroup(slot, nodes, files, self._defaults)
+        group = JobGroup(slot, nodes, files, self._defaults, frozenset(self._shared.values()))
         try:
             for node in nodes.values():
                 os.mkdir(node.directory)
@@ -642,9 +649,10 @@ class Hierarchy:
 
     def _open_files(self, nodes: dict[str, GroupNode], files: dict[str, int]) -> None:
         directories = {name: node.directory for name, node in nodes.items()}
-        if "blkio" in self._tops:
-            directories["blkio"] = self._tops["blkio"].child("jobs").directory
         for entry in self._files:
+            if entry.name in self._shared:
+                files[entry.name] = self._shared[entry.name]
+                continue
             if entry.name == "pids.peak" and self.version == 1:
                 files["oom.event"] = _oom_event(directories["memory"], files["memory.oom_control"])
             path = f"{directories[entry.hierarchy]}/{entry.file}"
@@ -680,6 +688,8 @@ class Hierarchy:
     def _withdraw(self) -> bool:
         """Leave and remove the groups, however far they were made."""
         done = True
+        while self._shared:
+            os.close(self._shared.popitem()[1])
         for hierarchy, top in self._tops.items():
             home = self._homes[hierarchy]
             jobs = top.child("jobs").directory

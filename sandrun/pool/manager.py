@@ -572,6 +572,7 @@ class Manager:
                     warm=kind.warm,
                     mode=kind.mode,
                     slot=zygote.slot,
+                    living=self._living(kind.environment),
                     control_files=names,
                 ),
                 (*fds, *control_fds),
@@ -621,6 +622,10 @@ class Manager:
         zygote.ordered = self.loop.time()
         self._empty.clear()
         return zygote, (zygote_end.detach(), log_w, outputs_w, tmpfs)
+
+    def _living(self, environment: str) -> int:
+        """How many sandboxes of an environment exist."""
+        return sum(kind.counts.total() for kind in self.kinds if kind.environment == environment)
 
     def _new_slot(self) -> int:
         self._next_slot += 1

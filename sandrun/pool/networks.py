@@ -30,7 +30,11 @@ from sandrun.errors import SetupError
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE
 
-KEPT_MOST: Final = 64  # idle ones cost the kernel a few 100 KiB each
+# Beyond those of sandboxes that exist. An idle one costs the kernel 180 KiB.
+KEPT_IDLE: Final = 64
+# Descriptors from here on are not copied for the compiled PID 1: native/launch.c.
+KEPT_FROM: Final = 512
+CLOSED_AT_ONCE: Final = 2  # the kernel's work for each is that of a small job
 # Below /proc/self/net: the device, the counters, and the sockets.
 SHOWN: Final = ("dev", "snmp", "netstat", "snmp6", "sockstat", "sockstat6", "unix")
 _HOST_WIDE: Final = (b"orphan", b"alloc", b"mem")  # in sockstat: of all namespaces
@@ -51,18 +55,20 @@ class Networks:
         self._kept: dict[int, int] = {}  # slot → descriptor, the one used last at the end
         self._new = b""  # what the kernel shows of a new one
 
-    def of(self, slot: int) -> Inside:
+    def of(self, slot: int, living: int) -> Inside:
         """A context: whoever is cloned in it is in the slot's namespace."""
-        return Inside(self, slot)
+        return Inside(self, slot, living)
 
-    def enter(self, slot: int) -> None:
+    def enter(self, slot: int, living: int) -> None:
         """Go into the slot's namespace: the kept one, or one that is new.
 
-        Raises :class:`SetupError`, and we are home then.
+        ``living``: how many sandboxes there are; what we keep follows it. Raises
+        :class:`SetupError`, and we are home then.
         """
         try:
             if not self._enter_kept(slot):
                 self._enter_new(slot)
+            self._close_some(living + KEPT_IDLE)
         except OSError as error:
             self.leave()
             raise SetupError("network", error.errno or 0, str(error)) from error
@@ -82,8 +88,13 @@ class Networks:
         libc.unshare(CLONE.NEWNET)
         raise_loopback()
         self._new = self._new or _shown()
-        self._kept[slot] = _current()
-        if len(self._kept) > KEPT_MOST:
+        network = _current()
+        self._kept[slot] = fcntl.fcntl(network, fcntl.F_DUPFD_CLOEXEC, KEPT_FROM)
+        os.close(network)
+
+    def _close_some(self, most: int) -> None:
+        """Those used longest ago, until ``most`` are left or it would take too long."""
+        for _ in range(min(CLOSED_AT_ONCE, len(self._kept) - most)):
             os.close(self._kept.pop(next(iter(self._kept))))
 
     def leave(self) -> None:
@@ -99,12 +110,13 @@ class Networks:
 class Inside:
     """``with``: in a slot's namespace, and back home after it. Raises SetupError."""
 
-    def __init__(self, networks: Networks, slot: int) -> None:
+    def __init__(self, networks: Networks, slot: int, living: int) -> None:
         self._networks = networks
         self._slot = slot
+        self._living = living
 
     def __enter__(self) -> None:
-        self._networks.enter(self._slot)
+        self._networks.enter(self._slot, self._living)
 
     def __exit__(self, *_: object) -> None:
         self._networks.leave()

@@ -399,11 +399,11 @@ def spawn(
         if launcher:
             word = order_of(order)
             gate, warm = theirs.fileno(), template.fileno() if template else -1
-            network = networks.of(order.slot)
+            network = networks.of(order.slot, order.living)
             pid, failed, end = launcher.start(channel.fileno(), gate, fds, warm, network)
             assists = (end,)
         else:
-            pid = _clone(networks, order.slot)
+            pid = _clone(networks, order)
     except (OSError, SetupError) as error:
         ours.close()
         theirs.close()
@@ -434,8 +434,8 @@ def spawn(
         ours.close()
 
 
-def _clone(networks: Networks, slot: int) -> int:
-    networks.enter(slot)
+def _clone(networks: Networks, order: Spawn) -> int:
+    networks.enter(order.slot, order.living)
     pid = -1
     try:
         pid = libc.clone(NEW_NAMESPACES | CLONE.PARENT, signal.SIGCHLD)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import servers
@@ -111,3 +113,35 @@ def test_a_sandbox_has_no_power_over_its_network(server):
     )
     assert "done" not in answer["stdout"]
     assert answer["stdout"].splitlines()[-1] == "127.0.0.1"
+
+
+KEEP = """
+import json, os
+from sandrun.pool.networks import KEPT_FROM, Networks
+
+def kept():
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd >= KEPT_FROM]
+
+networks, counts = Networks(), []
+for slot, living in SCHEDULE:
+    with networks.of(slot, living):
+        pass
+    counts.append(len(kept()))
+print(json.dumps(counts))
+"""
+
+
+def counts_of(schedule):
+    run = subprocess.run(
+        [sys.executable, "-c", f"SCHEDULE = {schedule}\n{KEEP}"], stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(run.stdout)
+
+
+def test_as_many_are_kept_as_sandboxes_exist_and_some_more():
+    """With 1,000 sandboxes ready each new one paid for a namespace of its own."""
+    many = [(slot, 80) for slot in range(80)]
+    counts = counts_of(many * 2 + [(0, 1)] * 10)
+    assert counts[:80] == list(range(1, 81))
+    assert counts[80:160] == [80] * 80, "used again"
+    assert counts[160:] == [78, 76, 74, 72, 70, 68, 66, 65, 65, 65], "closed bit by bit"

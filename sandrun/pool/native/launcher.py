@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -16,7 +15,7 @@ import msgspec
 from sandrun.messages import Spawn
 from sandrun.pool import assist, mounts
 from sandrun.pool.linux.constants import CLONE
-from sandrun.pool.networks import Inside
+from sandrun.pool.networks import KEPT_FROM, Inside
 from sandrun.pool.zygote import attest, boot, child
 
 NEW_NAMESPACES: Final = assist.NAMESPACES & ~CLONE.NEWNET  # the spawner has one: networks.py
@@ -42,7 +41,7 @@ class Launcher:
         self._program = _executable(f"{root}{_PLACE}", program)
         self._plan = -1
         self._assist, self._assistant = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._ends: dict[int, socket.socket] = {}
+        self._ends: set[int] = set()
         self._ended = select.epoll()  # knows of them only when their PID 1 has gone
         self._failed = ctypes.c_int(0)
         self._failed_at = ctypes.byref(self._failed)
@@ -68,8 +67,7 @@ class Launcher:
         """
         http, log, outputs, tmpfs, *control = order_fds
         ask, answer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ask, contextlib.ExitStack() as unless_started:
-            unless_started.callback(answer.close)
+        with ask, answer:
             fds = (
                 channel, gate, self._plan, ask.fileno(), http, log, outputs, tmpfs, template,
                 *control,
@@ -78,24 +76,28 @@ class Launcher:
             flags = int(NEW_NAMESPACES) | signal.SIGCHLD
             with network:  # the sockets above are not in it
                 pid = self._launch(array, len(fds), self._program, flags, self._failed_at)
+            kept = -1
             if pid > 0:
                 socket.send_fds(self._assistant, [assist.NEWS], [answer.fileno()])
-                unless_started.pop_all()
-                self._keep(answer)
+                kept = self._keep(answer)
         if pid < 0:
             raise OSError(-pid, f"clone: {os.strerror(-pid)}")
-        return pid, self._failed.value, answer.fileno()
+        return pid, self._failed.value, kept
 
-    def _keep(self, end: socket.socket) -> None:
+    def _keep(self, end: socket.socket) -> int:
+        """A copy of it, out of the way of what the next PID 1 is started with."""
         self._forget_ended()
-        self._ends[end.fileno()] = end
-        self._ended.register(end.fileno(), 0)
+        copy = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, KEPT_FROM)
+        self._ends.add(copy)
+        self._ended.register(copy, 0)
+        return copy
 
     def _forget_ended(self) -> None:
         """When there is a new one, so that nobody wakes for it."""
         for fd, _ in self._ended.poll(0):
             self._ended.unregister(fd)
-            self._ends.pop(fd).close()
+            self._ends.remove(fd)
+            os.close(fd)
 
     def start_assistant(self, plan: boot.Plan) -> int:
         """Fork it, with all the ends that there are: its pidfd. Raises OSError."""
@@ -109,7 +111,8 @@ class Launcher:
             self._assistant.close()  # so that it hears of our end
             self._ended.close()
             assist.drop_news(self._assist)
-            assist.run(self._assist, plan, list(self._ends.values()), parents)
+            ends = [socket.socket(fileno=fd) for fd in self._ends]
+            assist.run(self._assist, plan, ends, parents)
             status = 0
         finally:
             os._exit(status)
