@@ -11,6 +11,7 @@ import * as store from './store.js'
 import { ui } from './source.js'
 
 const OVERSCAN = 12
+const HAND_MS = 700 // a flick goes on after the finger has left
 const LABELS = { stderr: 'err', system: 'sys', gap: '···', stdout: '' }
 const COMMAND = /Mac|iP(hone|ad)/.test(navigator.platform) ? '⌘' : 'Ctrl'
 const HINTS = [['Run', COMMAND, '↵'], ['Stop', COMMAND, '.'], ['Search the log', '/'], ['All keys', '?']]
@@ -28,7 +29,7 @@ export const LogView = {
     const scroller = ref(null), probe = ref(null), searchBox = ref(null)
     const options = reactive({ wrap: readStorage('sandrun.wrap') !== 'no', stamps: false, searching: false, query: '', hit: 0, follow: true })
     const view = reactive({ top: 0, height: 400, row: 20, columns: 80, width: 0 })
-    let lastTop = 0
+    let lastTop = 0, lastRange = 0, heldAt = -Infinity
 
     const log = computed(() => (store.logVersion.value, store.log.value))
     const total = computed(() => (store.logVersion.value, store.log.value.lines.length))
@@ -87,15 +88,23 @@ export const LogView = {
       if (!element || !total.value) return
       element.scrollTop = element.scrollHeight
       lastTop = view.top = element.scrollTop
+      lastRange = element.scrollHeight - element.clientHeight
     }
 
+    // A wheel, a finger, a key or the scroll bar: what moves next is moved by a hand.
+    const onHand = () => { heldAt = performance.now() }
+
+    // The browser moves the log by itself where its end comes nearer (lines that wrap less, a
+    // larger window). By the time that this is told, more lines may have come below.
     function onScroll() {
       const element = scroller.value
-      const top = element.scrollTop
-      const atEnd = element.scrollHeight - top - element.clientHeight < 8
-      if (atEnd) options.follow = true
-      else if (top < lastTop - 1) options.follow = false
+      const top = element.scrollTop, reach = element.scrollHeight - element.clientHeight
+      const isByHand = reach === lastRange || performance.now() - heldAt < HAND_MS
+      if (reach - top < 8) options.follow = true
+      else if (top < lastTop - 1 && isByHand) options.follow = false
+      else if (options.follow && !isByHand) return toTail()
       lastTop = view.top = top
+      lastRange = reach
     }
 
     function toLine(index) {
@@ -109,7 +118,7 @@ export const LogView = {
     watch([() => range.value.rows, () => view.height, () => view.row], () => {
       if (options.follow) toTail()
     }, { flush: 'post' })
-    watch(() => store.log.value, () => { options.follow = true; lastTop = view.top = 0 })
+    watch(() => store.log.value, () => { options.follow = true; lastTop = lastRange = view.top = 0 })
     watch(() => [options.stamps, options.wrap, total.value > 0, String(total.value).length > 4], () => nextTick(measure))
     watch(() => options.wrap, (on) => writeStorage('sandrun.wrap', on ? null : 'no'))
     watch(() => options.query, () => {
@@ -150,6 +159,7 @@ export const LogView = {
     }
 
     function onLogKey(event) {
+      onHand()
       if (event.key === '/' || ((event.ctrlKey || event.metaKey) && event.key === 'f')) {
         event.preventDefault()
         if (!options.searching) toggleSearch()
@@ -239,7 +249,8 @@ export const LogView = {
           </div>
         </div>
         <div class="log-frame">
-          <div ref=${scroller} class=${['log-scroll', { wrap: options.wrap }]} role="log" aria-live="off" aria-label="Output of the job" tabindex="0" onScroll=${onScroll} onKeydown=${onLogKey}>
+          <div ref=${scroller} class=${['log-scroll', { wrap: options.wrap }]} role="log" aria-live="off" aria-label="Output of the job" tabindex="0" onScroll=${onScroll} onKeydown=${onLogKey}
+            onWheelPassive=${onHand} onPointerdown=${onHand} onPointermove=${(event) => event.buttons && onHand()} onTouchmovePassive=${onHand}>
             <span ref=${probe} class="probe" aria-hidden="true">0123456789</span>
             ${isEmpty ? html`<div class="log-empty"><p key=${emptyText()}>${emptyText()}</p>${store.job.phase === 'none' && hints()}</div>`
               : html`<div class="log-all" style=${{ height: `${rows * view.row}px`, '--digits': Math.max(4, String(total.value).length) }}>

@@ -109,6 +109,44 @@ def test_whoever_follows_sees_the_last_line_whatever_wraps_before_it(open_page, 
     assert 0 <= gap < 24
 
 
+def test_following_goes_on_where_the_browser_moved_the_log_by_itself(page):
+    """A log whose end came nearer, and then more lines: it stood still in the middle of a fast job."""
+    page.run("for n in range(400): print('line', n)\n")
+    followed = page.raw.evaluate(
+        """async () => {
+          const frame = () => new Promise((next) => requestAnimationFrame(() => setTimeout(next)))
+          const log = document.querySelector('.log-scroll'), all = document.querySelector('.log-all')
+          await frame()
+          const height = parseFloat(all.style.height)
+          all.style.height = `${height / 2}px`
+          void log.scrollTop // the browser moves it up to the new end, and tells so in a frame
+          all.style.height = `${height * 2}px`
+          await frame()
+          await frame()
+          return [log.scrollHeight - log.clientHeight - log.scrollTop, !!document.querySelector('.to-tail')]
+        }"""
+    )
+    assert followed == [0, False]
+    scroller(page).press("Home")
+    expect(page.button("To the end")).to_be_visible()
+
+
+def test_following_reaches_the_end_without_motion(open_page, server):
+    """What was to stop all transitions made one of each change: the log's end was measured too early."""
+    page = open_page(server.url, reduced_motion="reduce")
+    page.is_ready()
+    page.run("for n in range(300): print('line', n)\n")
+    early = page.raw.evaluate(
+        """() => {
+          const log = document.querySelector('.log-scroll'), all = document.querySelector('.log-all')
+          const before = log.scrollHeight
+          all.style.height = `${parseFloat(all.style.height) + 1000}px`
+          return log.scrollHeight - before
+        }"""
+    )
+    assert early == 1000
+
+
 def test_following_stops_when_the_user_scrolls_up_and_comes_back(page):
     page.write(
         "import time\nfor i in range(100_000):\n    print('tick', i, flush=True)\n    time.sleep(0.02)\n"
