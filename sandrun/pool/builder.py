@@ -33,13 +33,13 @@ from typing import Any, Final, NoReturn
 import msgspec
 
 from sandrun.channel import Channel, Closed
-from sandrun.pool import mounts
+from sandrun.pool import mounts, workshop
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, PR
 from sandrun.pool.spawner import build_root, move_in, private_namespaces, top_level
 from sandrun.pool.zygote.group import GroupFiles
 
-WORK: Final = "/build"
+WORK: Final = workshop.INSIDE
 _NEW_ROOT: Final = "/tmp"
 _MIB: Final = 1024 * 1024
 _TAIL_BYTES: Final = 32 * 1024  # of what the commands say

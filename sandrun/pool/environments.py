@@ -25,12 +25,9 @@ import os
 import platform
 import re
 import shutil
-import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable
-from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from typing import Final
 
@@ -43,9 +40,9 @@ from sandrun.messages import EnvironmentInfo, Package
 from sandrun.pool import mounts, package_index, seccomp
 from sandrun.pool.builder import WORK
 from sandrun.pool.directory_lock import try_lock, wait_lock
-from sandrun.pool.installer import UV, Installer, PackageError
+from sandrun.pool.installer import UV, Installer
+from sandrun.pool.workshop import PREFIX, PackageError, Workshop, read_start, remove_tree, seal
 
-_WORKSHOP: Final = ".build-"  # a name's beginning
 BUILD_UID_OFFSET: Final = -2  # below the id of http; the proxy's is one further down
 RECORD: Final = "sandrun-environment.json"
 _FORMAT: Final = 1  # of what is installed: a change rebuilds every environment
@@ -55,6 +52,7 @@ _PROBE: Final = (
     "*sys.version_info[:3],s.get_config_var('SOABI'))"
 )
 _TREES: Final = ("/usr/", "/bin/", "/lib/", "/lib64/")  # what a sandbox sees of the host
+_METADATA_BYTES: Final = 16 * 1024  # its name and version come first
 _MAX_PACKAGES: Final = 1000  # listed by /environments
 
 Say = Callable[[str], None]
@@ -142,46 +140,6 @@ def _text(path: Path) -> str:
 # ── locking and installing ───────────────────────────────────────────────────
 
 
-class Workshop:
-    """A directory for one build: owned by the installer's uid, gone afterwards. Its lock
-    tells it from one whose builder was killed.
-    """
-
-    def __init__(self, parent: Path, uid: int) -> None:
-        turn = wait_lock(parent)
-        try:
-            self.path = Path(tempfile.mkdtemp(prefix=_WORKSHOP, dir=parent))
-            self._lock = try_lock(self.path)
-        finally:
-            os.close(turn)
-        for name in ("home", "cache", "tmp", "env"):
-            (self.path / name).mkdir()
-        for path in (self.path, *self.path.iterdir()):
-            os.chown(path, uid, uid)
-
-    def __enter__(self) -> Workshop:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.path, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
-
-    def give(self, name: str, text: str) -> str:
-        """A file for the installer to read; returns its path inside."""
-        (self.path / name).write_text(text, encoding="utf-8")
-        return f"{WORK}/{name}"
-
-    def take(self, name: str, most: int) -> str:
-        """A file that the installer has written. It may be anything: look first."""
-        fd = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as file:
-            info = os.fstat(fd)
-            if not stat.S_ISREG(info.st_mode) or info.st_size > most:
-                raise PackageError(f"the installer's {name} is not a file of a fair size")
-            return file.read(most).decode("utf-8", "replace")
-
-
 def make_lock(
     installer: Installer, workshop: Workshop, python: Python, lines: tuple[str, ...]
 ) -> str:
@@ -192,7 +150,7 @@ def make_lock(
     constraints = "\n".join(_text(Path(path)) for path in installer.index.constraints)
     if constraints.strip():
         command += ["--constraints", workshop.give("constraints.txt", constraints)]
-    installer.run(workshop.path, (tuple(command),), projects=requirements.names(lines))
+    installer.run(workshop, (tuple(command),), projects=requirements.names(lines))
     return workshop.take("lock.txt", _LOCK_BYTES)
 
 
@@ -299,7 +257,7 @@ def install(
     """Install ``lock``; returns the finished directory, which is root's. Raises
     :class:`PackageError`. ``reserved``: as in :func:`check_skeleton`.
     """
-    directory = workshop.path / "env"
+    directory = workshop.env
     lay_out(directory, python, installer.uid)
     names = tuple(line.partition("==")[0] for line in lock.splitlines() if "==" in line)
     inside = mounts.ENVIRONMENT
@@ -323,7 +281,7 @@ def install(
     )
     compiling = (python.program, "-I", "-S", "-c", code)
     installer.run(
-        workshop.path,
+        workshop,
         (sync, compiling) if names else (compiling,),
         projects=names[:8],
         writable=((str(directory), inside),),
@@ -331,24 +289,6 @@ def install(
     check_skeleton(directory, python, reserved)
     seal(directory)
     return directory
-
-
-def seal(directory: Path) -> None:
-    """Give a tree to root, readable by all, writable by none, without special bits.
-
-    What is in it was written by the installer's uid out of archives of strangers:
-    nothing is followed, and what is neither file, directory nor link is refused.
-    """
-    for root, names, files, root_fd in os.fwalk(directory, topdown=False, follow_symlinks=False):
-        for name in (*names, *files):
-            mode = os.stat(name, dir_fd=root_fd, follow_symlinks=False).st_mode
-            os.chown(name, 0, 0, dir_fd=root_fd, follow_symlinks=False)
-            if stat.S_ISREG(mode):
-                os.chmod(name, 0o555 if mode & 0o111 else 0o444, dir_fd=root_fd)
-            elif not stat.S_ISDIR(mode) and not stat.S_ISLNK(mode):
-                raise PackageError(f"{Path(root, name).name} is a special file")
-        os.fchown(root_fd, 0, 0)
-        os.fchmod(root_fd, 0o755)
 
 
 # ── an environment's directory ───────────────────────────────────────────────
@@ -393,7 +333,7 @@ class Store:
         """Remove the other builds of ``name``."""
         for directory, _ in self.of(name):
             if directory != keep:
-                shutil.rmtree(directory, ignore_errors=True)
+                remove_tree(directory)
 
     def sweep(self) -> list[str]:
         """Remove what killed builders have left, and say what. One that is at work, of
@@ -404,9 +344,9 @@ class Store:
             return swept
         turn = wait_lock(self.path)  # between its making and its lock there is a moment
         try:
-            for left in sorted(self.path.glob(f"{_WORKSHOP}*")):
+            for left in sorted(self.path.glob(f"{PREFIX}*")):
                 if (lock := try_lock(left)) is not None:
-                    shutil.rmtree(left, ignore_errors=True)
+                    remove_tree(left)
                     os.close(lock)
                     swept.append(left.name)
         finally:
@@ -426,8 +366,9 @@ def write_record(directory: Path, record: Record) -> None:
     """Write it whole or not at all."""
     new = directory / f"{RECORD}.new"
     # A wheel may have brought something of this name: never write through it.
-    if new.is_dir() and not new.is_symlink():
-        raise _overwritten(new.name)
+    for path in (new, directory / RECORD):
+        if path.is_dir() and not path.is_symlink():
+            raise _overwritten(path.name)
     new.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(new, flags, 0o444), "wb") as file:
@@ -435,19 +376,39 @@ def write_record(directory: Path, record: Record) -> None:
     new.rename(directory / RECORD)
 
 
-def packages(site: Path) -> tuple[Package, ...]:
-    """Name and version of what is installed, from its metadata."""
+def packages(site: Path, *, follow: bool = False) -> tuple[Package, ...]:
+    """Name and version of what is installed, from the start of its metadata.
+
+    A package decides what that is and how long: root's process looks for two short
+    fields and parses nothing. ``follow`` links, in an operator's own directory.
+    """
     found: dict[str, Package] = {}
-    for distribution in distributions(path=[str(site)]):
-        name = _name(distribution)
+    with os.scandir(site) as scan:
+        names = sorted(e.name for e in scan if e.name.endswith((".dist-info", ".egg-info")))
+    for entry in names:
+        fields = _fields(site / entry, follow=follow)
+        name = fields.get("name", "")
         if name and len(found) < _MAX_PACKAGES:
-            found[name.lower()] = Package(name=name[:128], version=str(distribution.version)[:128])
+            version = fields.get("version", "")
+            found[name.lower()] = Package(name=name[:128], version=version[:128])
     return tuple(found[key] for key in sorted(found))
 
 
-def _name(distribution: Distribution) -> str:
-    name = distribution.metadata["Name"]
-    return name if isinstance(name, str) else ""
+def _fields(info: Path, *, follow: bool) -> dict[str, str]:
+    """The first fields of a distribution's metadata. Old ones are a file themselves."""
+    for path in (info / "METADATA", info / "PKG-INFO", info):
+        head = read_start(path, _METADATA_BYTES, follow=follow)
+        if head is not None:
+            break
+    else:
+        return {}
+    fields: dict[str, str] = {}
+    for line in head.decode("utf-8", "replace").splitlines():
+        key, colon, value = line.partition(":")
+        if not colon:
+            break  # the description follows
+        fields.setdefault(key.lower(), value.strip())
+    return fields
 
 
 # ── all of them ──────────────────────────────────────────────────────────────
@@ -536,7 +497,7 @@ def _existing(path: str, info: EnvironmentInfo) -> EnvironmentInfo:
         raise PackageError(f"path {path} is not a directory")
     sites = sorted(directory.glob("lib/python3*/site-packages"))
     version = sites[0].parent.name.removeprefix("python") if sites else ""
-    listed = packages(sites[0]) if sites else ()
+    listed = packages(sites[0], follow=True) if sites else ()
     return msgspec.structs.replace(info, version=version, packages=listed)
 
 

@@ -14,33 +14,22 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from sandrun.channel import Channel, Closed, close_all, pair
-from sandrun.errors import HostError, ProtocolError, SandrunError
+from sandrun.errors import HostError, ProtocolError
 from sandrun.pool.builder import WORK, Build, Built, FromBuilder, Listening
 from sandrun.pool.package_index import Index, redact
 from sandrun.pool.proxy import Settings
+from sandrun.pool.workshop import PackageError, Workshop
 
 UV: Final = "/opt/uv"  # inside the sandbox
 CA_FILE: Final = "/etc/ssl/ca.pem"
 _ELF: Final = b"\x7fELF"
 _WORDS: Final = 2000  # characters of an installer's message that we hand on
 _GRACE_S: Final = 15.0  # a builder that has not answered by then is killed
-
-
-class PackageError(SandrunError):
-    """Packages could not be had; the text is the installer's, without credentials.
-
-    ``fault``: it is our build sandbox that failed, not what was asked for.
-    """
-
-    def __init__(self, text: str, *, fault: bool = False) -> None:
-        super().__init__(text)
-        self.fault = fault
 
 
 def find_uv() -> str:
@@ -97,14 +86,14 @@ class Installer:
 
     def run(
         self,
-        work: Path,
+        workshop: Workshop,
         commands: tuple[tuple[str, ...], ...],
         *,
         projects: tuple[str, ...] = (),
         writable: tuple[tuple[str, str], ...] = (),
         surroundings: Surroundings | None = None,
     ) -> str:
-        """Run ``commands`` with ``work`` as :data:`WORK`; their last words. Raises
+        """Run ``commands`` in ``workshop``, at :data:`WORK`; their last words. Raises
         :class:`PackageError`.
 
         ``projects``: names whose index pages tell where the files are.
@@ -121,7 +110,7 @@ class Installer:
             uid=self.uid,
             program=self.program,
             # multiprocessing makes its semaphores in /dev/shm
-            writable=((str(work), WORK), (str(work / "tmp"), "/dev/shm"), *writable),
+            writable=((str(workshop.work), WORK), (str(workshop.shm), "/dev/shm"), *writable),
             read_only=surroundings.read_only,
             network=surroundings.settings is not None,
             timeout_s=self.timeout_s,

@@ -23,7 +23,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -36,9 +35,10 @@ from sandrun.errors import SandrunError
 from sandrun.job import MIB
 from sandrun.messages import Install, Installed, InstallFailed, NodeLock
 from sandrun.pool import environments, npm, package_index
-from sandrun.pool.installer import Installer, PackageError
+from sandrun.pool.installer import Installer
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE, MS, MountAttr
+from sandrun.pool.workshop import PackageError, Workshop, remove_tree
 from sandrun.requirements import RequirementsError
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ LOCK_SECONDS: Final = 3600.0  # how long a resolution is taken for the index's p
 GRACE_SECONDS: Final = 60.0  # after an answer, until its job has been heard of
 NODE_RETRY_SECONDS: Final = 60.0
 QUEUE: Final = 64  # builds that wait; more are refused
+_GONE: Final = ".gone-"  # the beginning of a name
+_INODE_BYTES: Final = 1024  # that a file takes besides its content
 _LOCKS: Final = 10_000  # remembered: 64 bytes each
 _BUSY: Final = "too many installations wait already; try again"
 
@@ -185,6 +187,7 @@ class Installs:
         self._pythons: dict[str, Python] = {}
         self._building: dict[str, asyncio.Task[Done]] = {}
         self._installers: set[Installer] = set()  # at work
+        self._removed = 0  # environments so far
         self._turn = asyncio.Semaphore(config.packages.installs)
         self._adding = asyncio.Lock()
         self._asking = asyncio.Lock()
@@ -322,9 +325,11 @@ class Installs:
             started = self.clock()
             installer = self._make_installer()
             self._installers.add(installer)
-            self.make_room()
             try:
+                await self.make_room()
                 directory, record, said = await self._try(installer, order, started)
+                while not await self._admit(order, directory, record):
+                    directory, record, said = await self._try(installer, order, started)
             except (SandrunError, OSError) as error:
                 fault = not isinstance(error, PackageError) or error.fault
                 raise Failed(
@@ -335,7 +340,6 @@ class Installs:
                 ) from error
             finally:
                 self._installers.discard(installer)
-            await self._admit(order, directory, record)
             self._remember(order.inputs, directory.name)
             return Done(
                 directory.name, self.clock() - started, installer.cpu_seconds, "\n".join(said)
@@ -361,7 +365,7 @@ class Installs:
         if order.lock is not None and order.registry is not None:
             return self._build_node(installer, order, order.lock, order.registry)
         started = time.monotonic()
-        with environments.Workshop(self.directory, installer.uid) as workshop:
+        with Workshop(self.directory, installer.uid) as workshop:
             lock = environments.make_lock(installer, workshop, order.python, order.lines)
             count = lock.count("==")
             said = [f"resolved {count} packages in {time.monotonic() - started:.2f} s"]
@@ -382,7 +386,7 @@ class Installs:
                     inputs=order.inputs, lock=lock, python=order.python, packages=listed
                 )
                 environments.write_record(built, record)
-                built.rename(target)
+                _put(built, target)
                 said.append(f"installed them in {time.monotonic() - started:.2f} s")
             return target, record, said
 
@@ -391,14 +395,14 @@ class Installs:
     ) -> tuple[Path, Record, list[str]]:
         started = time.monotonic()
         target = self.directory / (NODE_PREFIX + order.inputs)
-        with environments.Workshop(self.directory, installer.uid) as workshop:
+        with Workshop(self.directory, installer.uid) as workshop:
             reserved = environments.reserved_commands(self.config)
             built, words = npm.install(installer, workshop, lock, registry, order.python, reserved)
             record = environments.Record(
                 inputs=order.inputs, lock="", python=order.python, packages=()
             )
             environments.write_record(built, record)
-            built.rename(target)
+            _put(built, target)
         seconds = time.monotonic() - started
         said = [f"installed {lock.packages} packages of the lock in {seconds:.2f} s"]
         return target, record, [*said, words[:1000]] if words else said
@@ -407,13 +411,17 @@ class Installs:
     def _name(base: str, lock: str, python: Python) -> str:
         return PREFIX + environments.lock_hash(f"# {base}\n{lock}", python)
 
-    async def _admit(self, order: Order, directory: Path, record: Record) -> None:
-        """Give the environment a spawner, unless it has one."""
+    async def _admit(self, order: Order, directory: Path, record: Record) -> bool:
+        """Give the environment a spawner, unless it has one. False if it was evicted between
+        being found and now.
+        """
         name = directory.name
         async with self._adding:
             if name in self._kept:
                 self._kept[name].used = self.clock()
-                return
+                return True
+            if not _is_there(directory):
+                return False
             base = self.config.environments[order.base]
             if order.lock is not None:
                 node = node_interpreter(self.config) or base.interpreter
@@ -426,11 +434,12 @@ class Installs:
             try:
                 await self.pool.add_environment(name, environment, str(directory))
             except SandrunError:
-                shutil.rmtree(directory, ignore_errors=True)
+                await asyncio.to_thread(remove_tree, self._take_away(directory))
                 raise
             size = await asyncio.to_thread(_size_of, directory)
             self._kept[name] = Kept(directory, record, size, self.clock())
-        self.make_room()
+        await self.make_room()
+        return True
 
     def _remember(self, inputs: str, name: str) -> None:
         self._locks.pop(inputs, None)
@@ -438,9 +447,10 @@ class Installs:
         while len(self._locks) > _LOCKS:
             del self._locks[next(iter(self._locks))]
 
-    def make_room(self) -> None:
+    async def make_room(self) -> None:
         """Evict what is too much. A quarter of the memory is for the next build."""
         packages = self.config.packages
+        evicted = []
         for name in victims(
             self._kept,
             self.pool.is_idle,
@@ -449,7 +459,16 @@ class Installs:
             size_bytes=packages.cache_mb * MIB * 3 // 4,
         ):
             self.pool.remove_environment(name)
-            shutil.rmtree(self._kept.pop(name).directory, ignore_errors=True)
+            evicted.append(self._take_away(self._kept.pop(name).directory))
+        for gone in evicted:
+            await asyncio.to_thread(remove_tree, gone)
+
+    def _take_away(self, directory: Path) -> Path:
+        """Nobody finds it half there: it has another name before it is removed, which is
+        done in a thread, since a package may have so many files that it takes seconds.
+        """
+        self._removed += 1
+        return directory.rename(self.directory / f"{_GONE}{self._removed}")
 
     async def stop(self) -> None:
         """End the builds that run and return when they have."""
@@ -470,11 +489,26 @@ def node_interpreter(config: Config) -> str | None:
     return None
 
 
+def _is_there(directory: Path) -> bool:
+    return directory.is_dir()  # of a tmpfs: it does not block
+
+
+def _put(built: Path, target: Path) -> None:
+    """Into its place. Two builds at once may come to the same lock by different words: the
+    second finds it taken, by the same content.
+    """
+    try:
+        built.rename(target)
+    except OSError:
+        if environments.read_record(target) is None:
+            raise
+
+
 def _size_of(directory: Path) -> int:
     return sum(
-        os.lstat(os.path.join(root, name)).st_blocks * 512
-        for root, _, files in os.walk(directory)
-        for name in files
+        os.lstat(os.path.join(root, name)).st_blocks * 512 + _INODE_BYTES
+        for root, directories, files in os.walk(directory)
+        for name in (*files, *directories)
     )
 
 

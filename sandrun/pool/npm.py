@@ -27,15 +27,16 @@ import msgspec
 
 from sandrun.pool import mounts
 from sandrun.pool.builder import WORK
-from sandrun.pool.environments import Python, seal
-from sandrun.pool.installer import CA_FILE, Installer, PackageError, Surroundings
+from sandrun.pool.environments import Python
+from sandrun.pool.installer import CA_FILE, Installer, Surroundings
 from sandrun.pool.package_index import redact
 from sandrun.pool.proxy import Settings
+from sandrun.pool.workshop import PackageError, seal
 
 if TYPE_CHECKING:
     from sandrun.config import Packages
     from sandrun.messages import NodeLock
-    from sandrun.pool.environments import Workshop
+    from sandrun.pool.workshop import Workshop
 
 _TIMEOUT_S: Final = 30.0  # of npm telling its settings
 _SCOPE: Final = re.compile(r"@[A-Za-z0-9._~-]+:registry")
@@ -194,15 +195,13 @@ def install(
     :class:`PackageError`.
     """
     check_origins(lock, registry, installer.file_hosts)
-    directory = workshop.path / "env"
-    (workshop.path / "lock.z").write_bytes(lock.data)
-    npmrc = workshop.path / "home" / ".npmrc"
-    npmrc.write_text("\n".join((*_npmrc(registry), "")), encoding="utf-8")
-    os.chown(npmrc, installer.uid, installer.uid)
-    npmrc.chmod(0o400)
+    directory = workshop.env
+    workshop.give("lock.z", lock.data)
+    npmrc = "\n".join((*_npmrc(registry), ""))
+    workshop.give("home/.npmrc", npmrc, owner=installer.uid, mode=0o400)
     ci = (find("npm"), "ci", "--prefix", mounts.ENVIRONMENT, "--ignore-scripts")
     words = installer.run(
-        workshop.path,
+        workshop,
         ((node.program, "-e", _UNPACK), (*ci, "--no-audit", "--no-fund")),
         writable=((str(directory), mounts.ENVIRONMENT),),
         surroundings=_surroundings(installer, registry, network=lock.packages > 0),

@@ -24,7 +24,8 @@ import msgspec
 
 from sandrun.config import Packages
 
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+# Up to the last @ before the path: a password may hold one.
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/?#\s]+@")
 _CA_VARIABLES: Final = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PROXY_VARIABLES: Final = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
 _YES: Final = ("1", "true", "yes", "on")

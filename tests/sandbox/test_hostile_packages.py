@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 import servers
@@ -62,6 +63,19 @@ def node(tmp_path_factory):
     wheels.make(directory, "away", "1.0", away)
     add_link(wheels.make(directory, "linked", "1.0"), "linked/passwd", "/etc/passwd")
     add_zeros(wheels.make(directory, "bomb", "1.0"), "bomb/zeros", 512)
+    deep = {"deep/__init__.py": "", f"deep/{'a/' * 1900}b.py": ""}
+    wheels.make(directory, "deep", "1.0", deep)
+    record = {"data/sandrun-environment.json/x": ""}
+    wheels.make(directory, "record", "1.0", data("record", record))
+    wheels.make(
+        directory,
+        "wordy",
+        "1.0",
+        {
+            "wordy/__init__.py": "VERSION = '1.0'",
+            "wordy.egg-info/PKG-INFO": "Name: wordy\n" * 1_000_000,
+        },
+    )
     wheels.make(directory, "good", "1.0")
     toml = (
         f'{servers.NO_RATE_LIMIT}[packages]\nfind_links = ["{directory}"]\n'
@@ -132,3 +146,27 @@ def test_a_bomb_hurts_its_own_job_and_the_next_installation_works(node):
     assert "good" not in answer["evidence"][0]
     after = job(node, "good", "import good; print(good.VERSION)")
     assert (after["exit_reason"], after["stdout"]) == ("exited", "1.0\n"), after["evidence"]
+
+
+def test_a_package_of_a_thousand_directories_is_refused_and_leaves_nothing(node):
+    """Python gave up on removing them: nobody got an answer, and the memory was gone."""
+    answer = job(node, "deep", "print(1)")
+    assert (answer["exit_reason"], answer["stdout"]) == ("dependency_error", "")
+    assert "directories" in answer["evidence"][0]
+    left = os.listdir(f"/proc/{node.process.pid}/root/run/sandrun")
+    assert not [name for name in left if not name.startswith("requirements-")]
+
+
+def test_a_package_that_takes_the_place_of_the_record_is_at_fault_itself(node):
+    answer = job(node, "record", "print(1)")
+    assert answer["exit_reason"] == "dependency_error"
+    assert "sandrun-environment.json" in answer["evidence"][0]
+
+
+def test_the_server_does_not_read_what_a_package_says_of_itself(node):
+    """Root's process parsed it, at twenty times its size, and everybody waited."""
+    answer = job(node, "wordy", "import wordy; print(wordy.VERSION)")
+    assert (answer["exit_reason"], answer["stdout"]) == ("exited", "1.0\n"), answer["evidence"]
+    status = Path(f"/proc/{node.process.pid}/status").read_text()
+    peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(peak) < 100 * 1024

@@ -149,7 +149,7 @@ def test_the_least_recently_used_goes_and_the_busy_one_stays(make):
         clock.now += 100
         third = await cache.install(wish("gamma"))
         clock.now += 100
-        cache.make_room()
+        await cache.make_room()
         return first, second, third, kept, pool.environments
 
     first, second, third, kept, known = asyncio.run(main())
@@ -219,3 +219,38 @@ def test_without_a_registry_node_packages_are_refused_without_asking_npm_each_ti
     assert not first.fault
     assert refusal[1] == now
     assert known == {}
+
+
+def test_two_builds_that_come_to_the_same_lock_at_once_share_its_environment(make):
+    async def main():
+        cache, pool, _ = make()
+        words = (("beta",), ("beta==1.0",))
+        wishes = (cache.install(wish(*lines)) for lines in words)
+        return await asyncio.gather(*wishes), pool.environments, sorted(os.listdir(cache.directory))
+
+    answers, known, left = asyncio.run(main())
+    assert {type(answer) for answer in answers} == {Installed}, answers
+    assert left == list(known) == [answers[0].environment]
+
+
+def test_one_that_is_evicted_before_it_is_admitted_is_built_again(make, monkeypatch):
+    async def main():
+        cache, pool, _ = make()
+        first = await cache.install(wish("beta"))
+        found = cache._try
+
+        async def evict_meanwhile(*asked):
+            cache._try = found
+            result = await found(*asked)
+            with monkeypatch.context() as patch:
+                patch.setattr(installs, "victims", lambda kept, *_, **__: list(kept))
+                await cache.make_room()
+            assert not pool.environments
+            return result
+
+        cache._try = evict_meanwhile
+        return first, await cache.install(wish("beta==1.0")), dict(pool.environments)
+
+    first, second, known = asyncio.run(main())
+    assert second.environment == first.environment
+    assert Path(known[second.environment], "lib").is_dir()

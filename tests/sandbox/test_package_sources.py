@@ -18,6 +18,7 @@ from sandrun import config
 from sandrun.errors import HostError
 from sandrun.messages import Install, Installed, InstallFailed
 from sandrun.pool import environments, installer, installs, package_index, seccomp
+from sandrun.pool.workshop import PackageError, Workshop
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="building a sandbox needs root")
 OPEN = 'private_hosts = ["127.0.0.1"]\n'
@@ -195,21 +196,45 @@ def test_a_build_that_was_taken_over_reaches_no_other_installation(tmp_path, ind
     before = digest(result)
     one = cache._make_installer()
     with (
-        environments.Workshop(tmp_path / "cache", one.uid) as theirs,
-        environments.Workshop(tmp_path / "cache", one.uid) as workshop,
+        Workshop(tmp_path / "cache", one.uid) as theirs,
+        Workshop(tmp_path / "cache", one.uid) as workshop,
     ):
         theirs.give("lock.txt", "alpha==1.0\n")
         script = (
-            f"for p in {result}/pyvenv.cfg {theirs.path}/lock.txt {tmp_path}/cache; do\n"
+            f"for p in {result}/pyvenv.cfg {theirs.work}/lock.txt {tmp_path}/cache; do\n"
             "  if test -e $p; then echo SEEN $p; fi; echo x > $p && echo WRITTEN; done\n"
             f"find / -name {answer.environment} -exec echo SEEN ';' 2>/dev/null\n"
             "ls -A /opt/env | grep . && echo SEEN; kill -9 -1; exit 0\n"
         )
         try:
-            said = one.run(workshop.path, (("/bin/sh", "-c", script),))
-        except installer.PackageError as error:
+            said = one.run(workshop, (("/bin/sh", "-c", script),))
+        except PackageError as error:
             said = str(error)
-        assert (theirs.path / "lock.txt").read_text() == "alpha==1.0\n"
+        assert (theirs.work / "lock.txt").read_text() == "alpha==1.0\n"
     assert "SEEN" not in said
     assert "WRITTEN" not in said
     assert digest(result) == before
+
+
+def test_an_installer_that_is_taken_over_cannot_move_what_the_next_step_stands_on(tmp_path, index):
+    """It puts links to the host where root, or its own next sandbox, would go through them."""
+    cache = cache_of(tmp_path, f'index_url = "{index[1]}"\n{OPEN}', {})
+    one = cache._make_installer()
+    away = tmp_path / "away"
+    away.mkdir()
+    away.chmod(0o777)
+    python = environments.find_python("python3")
+    with Workshop(tmp_path / "cache", one.uid) as workshop:
+        script = (
+            "cd /build; rm -rf /dev/shm env shm tmp lock.txt.given\n"
+            f"for n in env shm tmp lock.txt.given; do ln -s {away} $n; done\n"
+            "ln -s /build /opt/env/lib; exit 0\n"
+        )
+        one.run(workshop, (("/bin/sh", "-c", script),))
+        environments.install(one, workshop, python, "")
+        said = one.run(workshop, (("/bin/sh", "-c", "ls -lA /dev/shm /opt; echo DONE"),))
+        assert "DONE" in said
+        assert not workshop.env.is_symlink()
+        assert (workshop.env / "pyvenv.cfg").is_file()
+    assert list(away.iterdir()) == []
+    assert os.stat(away).st_uid == 0

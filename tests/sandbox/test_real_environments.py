@@ -13,8 +13,8 @@ import servers
 import wheels
 
 from sandrun import config
-from sandrun.pool import environments, installer, package_index
-from sandrun.pool.environments import PackageError
+from sandrun.pool import environments, installer, package_index, workshop
+from sandrun.pool.workshop import PackageError, Workshop
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="building a sandbox needs root")
 
@@ -140,13 +140,13 @@ def test_a_source_distribution_is_not_built(tmp_path, index):
 def test_no_code_of_a_package_runs_while_it_is_installed(tmp_path, index, monkeypatch):
     """A ``.pth`` file runs code whenever an interpreter looks at its directory."""
     kept = []
-    remove = shutil.rmtree
+    remove = workshop.remove_tree
 
-    def look_first(path, **how):
-        kept.extend(Path(path).glob("tmp/*"))
-        remove(path, **how)
+    def look_first(path):
+        kept.extend(Path(path).glob("work/tmp/*"))
+        remove(path)
 
-    monkeypatch.setattr(environments.shutil, "rmtree", look_first)
+    monkeypatch.setattr(workshop, "remove_tree", look_first)
     _, infos, _ = ensure(settings(tmp_path, index, "hooked"))
     assert infos["own"].fault == ""
     assert [path.name for path in kept if path.name == "ran"] == []
@@ -157,11 +157,11 @@ def test_a_wheel_that_changed_after_the_lock_is_refused(tmp_path, index):
     found = environments.Environments(configuration, lambda _: None)
     python = environments.find_python("python3")
     found.store.open()
-    with environments.Workshop(found.store.path, found.installer.uid) as workshop:
+    with Workshop(found.store.path, found.installer.uid) as workshop:
         lock = environments.make_lock(found.installer, workshop, python, ("beta",))
     wheels.make(index, "beta", "2.0", {"beta/__init__.py": "VERSION = 'poisoned'\n"})
     with (
-        environments.Workshop(found.store.path, found.installer.uid) as workshop,
+        Workshop(found.store.path, found.installer.uid) as workshop,
         pytest.raises(PackageError, match="[Hh]ash"),
     ):
         environments.install(found.installer, workshop, python, lock)
@@ -204,11 +204,11 @@ def test_the_build_sandbox_sees_neither_the_host_nor_a_network(tmp_path, index):
     )
     found.store.open()
     with (
-        environments.Workshop(found.store.path, found.installer.uid) as workshop,
+        Workshop(found.store.path, found.installer.uid) as workshop,
         pytest.raises(PackageError) as caught,
     ):
         program = environments.find_python("python3").program
-        found.installer.run(workshop.path, ((program, "-I", "-c", code),))
+        found.installer.run(workshop, ((program, "-I", "-c", code),))
     text = str(caught.value)
     assert "WROTE" not in text
     assert "REACHED" not in text

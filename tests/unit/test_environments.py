@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import os
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ from sandrun import config, requirements
 from sandrun.config import Packages
 from sandrun.messages import Package
 from sandrun.pool import environments, package_index, proxy
-from sandrun.pool.environments import PackageError, Python, Record
+from sandrun.pool import workshop as workshops
+from sandrun.pool.environments import Python, Record
 from sandrun.pool.package_index import Index
+from sandrun.pool.workshop import PackageError, Workshop
 from sandrun.requirements import RequirementsError
 
 # ── requirement lines ────────────────────────────────────────────────────────
@@ -219,7 +222,7 @@ def test_what_a_killed_builder_left_is_swept_and_one_at_work_is_not(tmp_path):
     left = tmp_path / ".build-killed"
     (left / "cache").mkdir(parents=True)
     (tmp_path / ".build-link").symlink_to("/etc")
-    with environments.Workshop(tmp_path, os.geteuid()) as workshop:
+    with Workshop(tmp_path, os.geteuid()) as workshop:
         assert store.sweep() == [left.name]
         assert workshop.path.is_dir()
         assert not left.exists()
@@ -231,6 +234,103 @@ def test_a_half_made_directory_is_no_build(tmp_path):
     store = environments.Store(str(tmp_path))
     (tmp_path / f"data-{'0' * 32}").mkdir()
     assert store.of("data") == []
+
+
+def test_a_password_with_an_at_is_cut_whole():
+    said = package_index.redact("https://u:p@ss@host/x@y http://v@h?a@b ssh://w:z@h:1/")
+    assert said == "https://host/x@y http://h?a@b ssh://h:1/"
+
+
+# ── what came out of strangers' archives ─────────────────────────────────────
+
+
+def nest(directory: Path, levels: int) -> None:
+    """Directories in each other, deeper than any path is long."""
+    at = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(levels):
+        os.mkdir("a", dir_fd=at)
+        below = os.open("a", os.O_RDONLY | os.O_DIRECTORY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    os.close(at)
+
+
+@pytest.fixture
+def in_memory():
+    """A directory in memory, as builds have: three thousand levels take a disk ten seconds."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+def test_a_tree_of_any_depth_is_removed_and_no_link_followed(in_memory):
+    top = in_memory / "top"
+    (top / ".1").mkdir(parents=True)  # the names that it moves to are taken
+    (top / ".2").mkdir()
+    (top / ".2" / "full").mkdir()
+    (top / ".3").write_text("x")
+    nest(top, 3000)
+    kept = in_memory / "kept"
+    kept.mkdir()
+    (kept / "file").write_text("x")
+    (top / "a" / "link").symlink_to(kept)
+    os.mkfifo(top / "fifo")
+    workshops.remove_tree(top)
+    assert sorted(in_memory.iterdir()) == [kept]
+    (in_memory / "link").symlink_to(kept)
+    workshops.remove_tree(in_memory / "link")
+    workshops.remove_tree(in_memory / "not there")
+    assert (kept / "file").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files to root")
+def test_a_tree_too_deep_or_with_too_many_files_is_not_sealed(in_memory, monkeypatch):
+    (in_memory / "deep").mkdir()
+    nest(in_memory / "deep", 1500)
+    with pytest.raises(PackageError, match="100 directories"):
+        workshops.seal(in_memory / "deep")
+    (in_memory / "fair").mkdir()
+    nest(in_memory / "fair", 99)
+    workshops.seal(in_memory / "fair")
+    monkeypatch.setattr(workshops, "MAX_ENTRIES", 99)
+    with pytest.raises(PackageError, match="99 files"):
+        workshops.seal(in_memory / "fair")
+    workshops.remove_tree(in_memory / "deep")
+
+
+def test_metadata_is_read_for_a_name_and_no_further(tmp_path):
+    def make(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    make("one-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: One\nVersion: 1\n\nName: no")
+    make("two.egg-info", "Name: two\nVersion: 2\nName: other\n")
+    make("three.egg-info/PKG-INFO", f"Name: three\n{'Classifier: a' * 2000}\nVersion: 3\n")
+    make("four.dist-info/METADATA", "x" * 20_000)
+    (tmp_path / "five.dist-info").symlink_to(tmp_path / "one-1.dist-info/METADATA")
+    (tmp_path / "six.dist-info").mkdir()
+    os.mkfifo(tmp_path / "six.dist-info" / "METADATA")
+    assert environments.packages(tmp_path) == (
+        Package(name="One", version="1"),
+        Package(name="three", version=""),
+        Package(name="two", version="2"),
+    )
+
+
+def test_a_file_is_given_beside_what_an_installer_left_in_its_place(tmp_path):
+    away = tmp_path / "away"
+    away.write_text("untouched")
+    with Workshop(tmp_path, os.geteuid()) as workshop:
+        (workshop.work / "lock").symlink_to(away)
+        assert workshop.give("lock", "given") == "/build/lock"
+        assert (workshop.work / "lock").read_text() == "given"
+        (workshop.work / "answer").symlink_to(away)
+        with pytest.raises(PackageError):
+            workshop.take("answer", 100)
+        assert workshop.take("lock", 5) == "given"
+        with pytest.raises(PackageError):
+            workshop.take("lock", 4)
+    assert away.read_text() == "untouched"
 
 
 # ── the proxy ────────────────────────────────────────────────────────────────
