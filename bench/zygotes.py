@@ -16,7 +16,7 @@ from sandrun.channel import Channel, Closed, close_all
 from sandrun.config import Config
 from sandrun.messages import Acknowledge, FromZygote, GiveBack, Lease, Result, ToZygote
 from sandrun.pool import seccomp
-from sandrun.pool.cgroup import Hierarchy
+from sandrun.pool.cgroup.hierarchy import Hierarchy
 from sandrun.pool.lifecycle import State
 from sandrun.pool.manager import Kind, Manager
 from sandrun.supervisor import load_native

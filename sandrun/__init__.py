@@ -52,7 +52,7 @@ nothing ourselves: the larger part, the job's own memory, is out of our reach, s
 would promise what only ``init_on_free=1`` keeps (the doctor and ``/privacy`` tell).
 
 What a job can take from the host: processor time, memory and disk reads up to limits that
-hold for all jobs together (``cgroup.py``). Reads from what is no disk of the host's, a
+hold for all jobs together (``pool/cgroup/``). Reads from what is no disk of the host's, a
 network file system say, have none, and where the host has no control group for disks the
 doctor says so. What the kernel keeps for everybody and charges to no group is bounded by
 other means: timers and queued signals by a limit of each process's user; connections over

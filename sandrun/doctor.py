@@ -24,7 +24,7 @@ from sandrun.probes import Needs, Probe
 
 if TYPE_CHECKING:
     from sandrun.config import Config
-    from sandrun.pool.cgroup import Hierarchy
+    from sandrun.pool.cgroup.hierarchy import Hierarchy
 
 __all__ = ["Probe", "main", "privacy_facts", "probe_all", "refuse_or_pass"]
 
@@ -104,14 +104,15 @@ def _with_packages() -> tuple[Probe, ...]:
     if absent:
         cause = f"not installed: {', '.join(absent)}"
         return (_probe("packages", cause, "uv sync, or pip install ."),)
-    from sandrun.pool import cgroup, seccomp  # noqa: PLC0415
+    from sandrun.pool import seccomp  # noqa: PLC0415
+    from sandrun.pool.cgroup.hierarchy import Hierarchy  # noqa: PLC0415
     from sandrun.pool.native import build  # noqa: PLC0415
 
     return (
         _probe("packages", ""),
         _compiled_init(build.fault()),
         _filter_tables(seccomp.cross_check),
-        _real_group(cgroup.Hierarchy),
+        _real_group(Hierarchy),
     )
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NoReturn
 
 from sandrun.errors import HostError
-from sandrun.pool.cgroup_layout import CONTROLLERS, Layout, find
+from sandrun.pool.cgroup.layout import CONTROLLERS, Layout, find
 from sandrun.pool.disks import disks
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import (

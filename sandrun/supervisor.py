@@ -67,7 +67,8 @@ from sandrun.messages import (
     Welcome,
 )
 from sandrun.pool import installs, package_index, seccomp
-from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.cgroup.hierarchy import Hierarchy
+from sandrun.pool.cgroup.job_group import JobGroup
 from sandrun.pool.environments import without_faulty
 from sandrun.pool.installs import Installs
 from sandrun.pool.linux import libc

@@ -51,7 +51,8 @@ from sandrun.messages import (
     Withdraw,
 )
 from sandrun.pool import policy
-from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.cgroup.hierarchy import Hierarchy
+from sandrun.pool.cgroup.job_group import JobGroup
 from sandrun.pool.estate import Estate
 from sandrun.pool.lifecycle import Event, State, step
 from sandrun.pool.mounts import GID, JOB_UID

@@ -14,7 +14,8 @@ import resource
 import subprocess
 from typing import Final
 
-from sandrun.pool.cgroup import Hierarchy, JobGroup
+from sandrun.pool.cgroup.hierarchy import Hierarchy
+from sandrun.pool.cgroup.job_group import JobGroup
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import MountAttr
 from sandrun.pool.pressure import HostMemory, parse_meminfo, parse_stall

@@ -12,7 +12,7 @@ from sandrun.config import Environment
 from sandrun.errors import SetupError
 from sandrun.messages import Lease, Withdraw
 from sandrun.pool import seccomp
-from sandrun.pool.cgroup import Hierarchy
+from sandrun.pool.cgroup.hierarchy import Hierarchy
 from sandrun.pool.manager import Manager
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the pool needs root")

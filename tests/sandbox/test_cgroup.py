@@ -17,17 +17,12 @@ from pathlib import Path
 import pytest
 
 from sandrun.job import MIB, Limits
-from sandrun.pool.cgroup import (
-    Caps,
-    Hierarchy,
-    JobGroup,
-    is_stale,
-    kill_tree,
-    own_name,
-    remove_tree,
-    socket_caps,
-)
-from sandrun.pool.cgroup_layout import find
+from sandrun.pool.cgroup.caps import Caps, socket_caps
+from sandrun.pool.cgroup.hierarchy import Hierarchy
+from sandrun.pool.cgroup.instances import is_stale, own_name
+from sandrun.pool.cgroup.job_group import JobGroup
+from sandrun.pool.cgroup.layout import find
+from sandrun.pool.cgroup.tree import kill_tree, remove_tree
 from sandrun.pool.disks import disks
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import CLONE

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from sandrun import doctor
-from sandrun.pool import cgroup, seccomp  # imported here: a weakened child may not be able to
+from sandrun.pool import seccomp  # imported here: a weakened child may not be able to
+from sandrun.pool.cgroup import hierarchy
 from sandrun.pool.linux import libc
 from sandrun.pool.linux.constants import PR
 from sandrun.probes import Probe
 
-assert cgroup
+assert hierarchy
 assert seccomp
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the probes need root")

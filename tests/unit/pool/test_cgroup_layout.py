@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sandrun.errors import HostError
-from sandrun.pool.cgroup_layout import find, parse_mounts
+from sandrun.pool.cgroup.layout import find, parse_mounts
 
 V2 = "35 24 0:30 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
 SEPARATE = "".join(

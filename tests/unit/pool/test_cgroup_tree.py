@@ -14,9 +14,11 @@ import pytest
 
 from sandrun.errors import HostError, SetupError
 from sandrun.job import MIB, Limits
-from sandrun.pool import cgroup
-from sandrun.pool.cgroup import Caps, Hierarchy, host_caps, is_stale, own_name
-from sandrun.pool.cgroup_layout import Layout
+from sandrun.pool.cgroup import job_group, kernfs
+from sandrun.pool.cgroup.caps import Caps, host_caps
+from sandrun.pool.cgroup.hierarchy import Hierarchy
+from sandrun.pool.cgroup.instances import is_stale, own_name
+from sandrun.pool.cgroup.layout import Layout
 
 LIMITS = Limits(memory_bytes=64 * MIB, processes=8)
 CAPS = Caps(memory_bytes=256 * MIB, processes=64, service_memory_bytes=16 * MIB)
@@ -67,10 +69,10 @@ class FakeKernel:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root
         self.refuse: dict[str, int] = {}  # end of a path that may not be written → errno
-        self._mkdir, self._rmdir, self._write = os.mkdir, os.rmdir, cgroup._write
+        self._mkdir, self._rmdir, self._write = os.mkdir, os.rmdir, kernfs.write
         monkeypatch.setattr(os, "mkdir", self.mkdir)
         monkeypatch.setattr(os, "rmdir", self.rmdir)
-        monkeypatch.setattr(cgroup, "_write", self.write)
+        monkeypatch.setattr(kernfs, "write", self.write)
 
     def mkdir(self, path: str, mode: int = 0o777) -> None:
         self._mkdir(path, mode)
@@ -113,7 +115,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 @pytest.fixture(autouse=True)
 def no_oom_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """An eventfd cannot be registered with an ordinary file."""
-    monkeypatch.setattr(cgroup, "_oom_event", lambda _, fd: os.dup(fd))
+    monkeypatch.setattr(kernfs, "oom_event", lambda _, fd: os.dup(fd))
     monkeypatch.setattr(os, "eventfd_read", lambda _: 0)
 
 
@@ -209,7 +211,7 @@ def test_an_unusable_companion_is_done_without(kernel: FakeKernel) -> None:
 def test_a_message_has_room_for_the_descriptors(kernel: FakeKernel) -> None:
     group = v1(kernel, companion=True).create_slot(0)
     names, fds = group.control_files()
-    assert len(names) == len(fds) == len(set(fds)) <= cgroup.ROOM_FOR_FDS
+    assert len(names) == len(fds) == len(set(fds)) <= job_group.ROOM_FOR_FDS
     fewer, _ = group.control_files(room=len(names) - 1)
     assert set(names) - set(fewer) == {"pids.peak"}, "what can be done without goes first"
     group.close()
@@ -220,7 +222,7 @@ def test_v2_reads_of_all_jobs_have_a_rate_on_every_disk(
 ) -> None:
     monkeypatch.setitem(FILES["unified"], "cgroup.controllers", "cpu io memory pids\n")
     monkeypatch.setitem(FILES["unified"], "io.max", "")
-    monkeypatch.setattr(cgroup, "disks", lambda: ("8:0",))
+    monkeypatch.setattr("sandrun.pool.cgroup.hierarchy.disks", lambda: ("8:0",))
     hierarchy = v2(kernel)
     top = kernel.root / "unified/own" / hierarchy.name
     assert (top / "cgroup.subtree_control").read_text() == "+iomory +pids +cpu", "written over"
@@ -232,7 +234,7 @@ def test_v2_reads_of_all_jobs_have_a_rate_on_every_disk(
 def test_v1_reads_of_all_jobs_have_a_rate_in_one_group_for_all(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cgroup, "disks", lambda: ("8:0",))
+    monkeypatch.setattr("sandrun.pool.cgroup.hierarchy.disks", lambda: ("8:0",))
     layout = kernel.layout(1, "memory", "pids", "cpu", "cpuacct", "blkio")
     hierarchy = Hierarchy(layout, LIMITS, 1.5, 2 * MIB)
     hierarchy.create(CAPS)
@@ -253,7 +255,7 @@ def test_v1_reads_of_all_jobs_have_a_rate_in_one_group_for_all(
 def test_v1_disk_reads_are_not_limited_where_they_cannot_be(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    monkeypatch.setattr(cgroup, "disks", lambda: () if why == "no disk" else ("8:0",))
+    monkeypatch.setattr("sandrun.pool.cgroup.hierarchy.disks", lambda: () if why == "no disk" else ("8:0",))
     layout = kernel.layout(1, "memory", "pids", "cpu", "cpuacct", "blkio")
     if why == "not ours":
         layout.directories["blkio"] += "/that/is/not/there"

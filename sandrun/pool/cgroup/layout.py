@@ -128,7 +128,7 @@ def _v1_directories(mounts: list[Mount], groups: dict[str, str]) -> dict[str, st
         for name in (*CONTROLLERS, "cpuacct"):
             if name in mount.controllers and name in groups and name not in found:
                 found[name] = _directory(mount, groups[name])
-    # All jobs are in one group there (cgroup.py), so it can share no other's hierarchy.
+    # All jobs are in one group there (see ``hierarchy.py``), so it can share no other's hierarchy.
     alone = next((m for m in mounts if "blkio" in m.controllers and m.writable), None)
     if alone and "blkio" in groups and not alone.controllers & {*CONTROLLERS, "cpuacct"}:
         found["blkio"] = _directory(alone, groups["blkio"])
