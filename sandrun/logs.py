@@ -43,6 +43,9 @@ HEADER_BYTES: Final = 64
 MAX_DATA: Final = 64 * 1024  # of one record; PID 1 reads pipes in steps of this size
 MIN_CAPACITY: Final = HEADER_BYTES + 4 * (_RECORD.size + MAX_DATA)
 
+_FIRST_BYTES: Final = _RECORD.size + 4096  # of a single record
+_BLOCK_BYTES: Final = 64 * 1024  # of many: a call for each would take longer than all the rest
+
 STREAM_NAMES: Final = {STDOUT: "stdout", STDERR: "stderr", SYSTEM: "system"}
 
 
@@ -179,6 +182,7 @@ class LogReader:
             raise ValueError(f"no record ends at {position}")
         found: list[Record | Gap] = []
         taken = 0
+        block, block_at = b"", 0  # what was read last, and where it lies
         while position < end and taken < max_bytes:
             if ring_base and ring_base <= position < first:
                 found.append(Gap(first, dropped))
@@ -195,12 +199,20 @@ class LogReader:
             else:
                 room = self._head_end - position
                 at = HEADER_BYTES + position
-            record, size = self._record(position, at, room)
-            if in_ring:
-                # Look again: the writer may have come round while we read.
-                end, ring_base, first, dropped = self._header()
-                if position < first:
-                    continue
+            record, size = _record(block, at - block_at, position, room)
+            if record is None:
+                wanted = max(size, _FIRST_BYTES, min(_BLOCK_BYTES, max_bytes - taken))
+                block, block_at = self._block(at, min(room, wanted)), at
+                record, size = _record(block, 0, position, room)
+                if len(block) < size:  # longer than we thought: now we know how long
+                    block += self._block(at + len(block), size - len(block))
+                    record, size = _record(block, 0, position, room)
+                if in_ring:
+                    # Look again: the writer may have come round while we read.
+                    end, ring_base, first, dropped = self._header()
+                    if position < first:
+                        block = b""
+                        continue
             if record is None:
                 raise ValueError(f"no record ends at {position}")
             position += size
@@ -209,19 +221,23 @@ class LogReader:
                 taken += size
         return found
 
-    def _record(self, position: int, at: int, room: int) -> tuple[Record | None, int]:
-        raw = os.pread(self._fd, min(room, _RECORD.size + 4096), at)
-        if len(raw) < _RECORD.size:
-            return None, 0
-        seq, t, length, stream = _RECORD.unpack_from(raw)
-        size = _RECORD.size + length
-        if seq != position + size or size > room or stream > SYSTEM or not 0 <= t < 1e9:
-            return None, 0
-        if stream == PAD:
-            return Record(seq, t, stream, b""), size
-        if length > MAX_DATA:
-            return None, 0
-        if len(raw) < size:
-            raw += os.pread(self._fd, size - len(raw), at + len(raw))
-        data = raw[_RECORD.size : size]
-        return (Record(seq, t, stream, data), size) if len(data) == length else (None, 0)
+    def _block(self, at: int, size: int) -> bytes:
+        return os.pread(self._fd, size, at)
+
+
+def _record(block: bytes, start: int, position: int, room: int) -> tuple[Record | None, int]:
+    """The record at ``start`` of a block, and its size; None if it is not whole there,
+    with the size if that is known, or if it is none, with 0.
+    """
+    if not 0 <= start <= len(block) - _RECORD.size:
+        return None, 0
+    seq, t, length, stream = _RECORD.unpack_from(block, start)
+    size = _RECORD.size + length
+    if seq != position + size or size > room or stream > SYSTEM or not 0 <= t < 1e9:
+        return None, 0
+    if stream == PAD:
+        return Record(seq, t, stream, b""), size
+    if length > MAX_DATA:
+        return None, 0
+    data = block[start + _RECORD.size : start + size]
+    return (Record(seq, t, stream, data) if len(data) == length else None), size

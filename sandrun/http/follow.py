@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http import api, views
+from sandrun.http.turns import TURNS
 from sandrun.logs import STDERR, STDOUT, Gap, Record
 
 if TYPE_CHECKING:
@@ -100,11 +101,18 @@ def is_large(job: Job) -> bool:
     return job.kept is not None and job.log_end > LARGE_BYTES
 
 
+async def take_turn(job: Job, position: int = 0) -> None:
+    """Before the log is read at once: whoever reads much has to wait."""
+    if job.log_end - position > STEP_BYTES:
+        await TURNS.take()
+
+
 def end_of(kept: Kept, position: int) -> int:
-    """The ``seq`` of the last record now."""
-    for entries in steps(kept, position, 1 << 62):
-        position = entries[-1].seq
-    return position
+    """The ``seq`` of the last record now, as its log says: it is not read for that."""
+    try:
+        return max(position, kept.log.end)
+    except ProtocolError:  # damaged by its sandbox
+        return position
 
 
 def texts(kept: Kept, position: int, end: int, stream: int) -> Iterator[str]:
@@ -311,8 +319,11 @@ async def follow(
                 return  # wiped
             entries = read(job, position, STEP_BYTES)
             if entries:
+                is_much = entries[-1].seq - position >= STEP_BYTES
                 position = entries[-1].seq
                 yield joined(entries) if CROWD.is_large else entries
+                if is_much:
+                    await TURNS.take()
             elif ended:
                 return
             elif not await watch.changed(keepalive_s):

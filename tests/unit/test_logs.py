@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandrun import logs
@@ -103,6 +103,7 @@ def written(sizes: list[int]) -> Iterator[bytes]:
         at += size
 
 
+@settings(deadline=None)  # wall time is the machine's business
 @given(sizes=_WRITES, capacity=st.integers(MIN_CAPACITY, 2 * MIN_CAPACITY))
 def test_head_gap_and_tail_together_are_what_was_written(sizes: list[int], capacity: int) -> None:
     log = Log(capacity)
@@ -132,6 +133,7 @@ def test_head_gap_and_tail_together_are_what_was_written(sizes: list[int], capac
         os.close(log.fd)
 
 
+@settings(deadline=None)  # wall time is the machine's business
 @given(sizes=_WRITES, steps=st.lists(st.integers(1, 5), max_size=10), most=st.integers(1, 300_000))
 def test_a_reader_that_follows_sees_every_byte_or_a_gap(
     sizes: list[int], steps: list[int], most: int
@@ -180,6 +182,7 @@ def test_every_seq_that_was_seen_is_a_cursor_for_ever(log: Log) -> None:
 # ── a hostile writer ─────────────────────────────────────────────────────────
 
 
+@settings(deadline=None)  # wall time is the machine's business
 @given(
     junk=st.binary(max_size=400),
     at=st.integers(0, 400),
@@ -203,6 +206,7 @@ def test_a_damaged_file_gives_an_error_and_never_nonsense(
         os.close(log.fd)
 
 
+@settings(deadline=None)  # wall time is the machine's business
 @given(fields=st.tuples(*[st.integers(0, 2**64 - 1) | st.integers(0, 2**19)] * 4))
 def test_a_header_that_lies_ends(fields: tuple[int, int, int, int]) -> None:
     log = Log()

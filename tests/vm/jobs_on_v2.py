@@ -5,9 +5,11 @@ PID 1 of the sandboxes is the compiled one (there is no start without it here), 
 start mode serves a job. Prints a line per promise and exits with the number of those not kept.
 """
 
+import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -95,17 +97,53 @@ def inits(server):
     return found
 
 
+def groups_of(pid):
+    """Directories of a server's group, and whether somebody holds the lock of each."""
+    found = {}
+    for path in Path("/sys/fs/cgroup").rglob(f"sandrun-{pid}-*"):
+        if not path.is_dir():
+            continue
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found[str(path)] = False
+        except BlockingIOError:
+            found[str(path)] = True
+        finally:
+            os.close(fd)
+    return found
+
+
+def start(config):
+    """A server and its address, or "" if it has said why there is none."""
+    argv = [sys.executable, "-m", "sandrun", "--config", config, "--listen", "127.0.0.1:0"]
+    server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    return server, server.stdout.readline().strip().split(" ")[-1]
+
+
 def main():
     failed = 0
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(CONFIG)
         file.flush()
-        argv = [sys.executable, "-m", "sandrun", "--config", file.name, "--listen", "127.0.0.1:0"]
-        server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-        line = server.stdout.readline()
-        if not line:
-            return 1  # it has said why
-        url = line.split()[-1]
+        killed, url = start(file.name)
+        if not url:
+            return 1
+        living = groups_of(killed.pid)
+        killed.send_signal(signal.SIGKILL)
+        killed.wait(300)
+        dead = groups_of(killed.pid)
+        server, url = start(file.name)
+        if not url:
+            return 1
+        swept = groups_of(killed.pid)
+        for what, kept, found in (
+            ("its group is locked", [*living.values()] == [True], living),
+            ("killed, it leaves it unlocked", [*dead.values()] == [False], dead),
+            ("and the next one sweeps it", not swept, swept),
+        ):
+            failed += not kept
+            print("ok    " if kept else "FAILED", what, "" if kept else found, flush=True)
         for what, job, reason, text in CASES:
             status, log = run(url, job)
             evidence = " ".join(status["evidence"])

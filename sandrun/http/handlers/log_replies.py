@@ -5,7 +5,6 @@ Runs as nobody. I/O: the exchange and, through ``follow.py``, the job's log.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ import msgspec
 from sandrun.http import api, follow, views
 from sandrun.http.exchange import Exchange
 from sandrun.http.handlers.replies import NO_STORE
+from sandrun.http.turns import TURNS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -71,7 +71,7 @@ async def stream_reply(
         await exchange.write(before)
         for text in follow.texts(kept, since, end, stream):
             await exchange.write(api.encode(text)[1:-1])
-            await asyncio.sleep(0)
+            await TURNS.take()
     if records:
         before, bracket, rest = rest.partition(b'"records":[')
         await exchange.write(before + bracket)
@@ -80,6 +80,6 @@ async def stream_reply(
             listed = (api.encode(views.log_record(one, decode(one))) for one in entries)
             await exchange.write(comma + b",".join(listed))
             comma = b","
-            await asyncio.sleep(0)
+            await TURNS.take()
     await exchange.write(rest)
     await exchange.finish()

@@ -23,6 +23,7 @@ from sandrun.http.handlers.parameters import (
 )
 from sandrun.http.handlers.replies import NO_STORE, find, respond_json
 from sandrun.http.router import Match
+from sandrun.http.turns import TURNS
 
 if TYPE_CHECKING:
     from sandrun.http.app import App
@@ -51,6 +52,7 @@ class Logs:
             await _logs_text(exchange, job, since)
             return
         records = flag(request.query, "records")
+        await follow.take_turn(job, since)
         if not follow.is_large(job) or job.kept is None:
             await respond_json(exchange, follow.snapshot(job, since, records=records))
         else:
@@ -94,6 +96,7 @@ async def _wait_for_news(exchange: Exchange, job: Job, since: int, wait_s: float
 
 
 async def _logs_text(exchange: Exchange, job: Job, since: int) -> None:
+    await follow.take_turn(job, since)
     try:
         entries = follow.read(job, since, 1 if follow.is_large(job) else follow.ALL_BYTES)
     except ValueError:
@@ -119,7 +122,7 @@ async def _logs_text_streamed(
         await exchange.start(200, headers, None)
         for data in follow.raws(kept, since, end, wanted):
             await exchange.write(data)
-            await asyncio.sleep(0)
+            await TURNS.take()
         await exchange.finish()
     finally:
         kept.release()

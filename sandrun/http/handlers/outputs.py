@@ -5,7 +5,6 @@ Runs as nobody. I/O: the exchange and the descriptor of the job's outputs.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +21,7 @@ from sandrun.http.ranges import (
     parse_range,
 )
 from sandrun.http.router import Match, not_found
+from sandrun.http.turns import TURNS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,6 @@ class Outputs:
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self._archive_turn = asyncio.Lock()
 
     async def outputs(self, exchange: Exchange, match: Match) -> None:
         """The list."""
@@ -83,10 +82,8 @@ class Outputs:
         milliseconds, and a hundred downloads at once must not take a hundred times that
         from everybody else.
         """
-        async with self._archive_turn:
-            piece = next(steps, None)
-            await asyncio.sleep(0)
-        return piece
+        await TURNS.take()
+        return next(steps, None)
 
     async def _send_archive(self, exchange: Exchange, job: Job, kind: str) -> None:
         files = tuple(job.outputs.values())
@@ -203,3 +200,5 @@ async def _send(exchange: Exchange, fd: int, offset: int, size: int) -> None:
         return
     for piece in archive.pieces(fd, offset, size):
         await exchange.write(piece)
+        if len(piece) == archive.PIECE_BYTES:  # there may be more
+            await TURNS.take()

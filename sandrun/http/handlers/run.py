@@ -44,6 +44,7 @@ class Run:
             await self._run_events(exchange, job, timeout_s, inline=inline)
             return
         ended = await follow.wait_ended(job, timeout_s)
+        await follow.take_turn(job)
         kept = job.kept.hold() if job.kept else None  # it may be wiped while we answer
         try:
             large = kept is not None and follow.is_large(job)
