@@ -306,6 +306,15 @@ def test_it_stays_if_the_entrypoint_is_named_with_it(box: Box) -> None:
     assert box.unpack(data, "tar", strip_root=True, unless="p/main.py").root == ""
 
 
+@pytest.mark.parametrize("target", ["../etc/passwd", "..", "x/../../etc/main.py"])
+def test_it_stays_if_a_link_leads_through_it_from_above(box: Box, target: str) -> None:
+    """``etc/l → ../etc/passwd`` is inside, and what is left without ``etc/`` is not."""
+    link = special("etc/l", tarfile.SYMTYPE, linkname=target)
+    data = tar(("etc/main.py", b""), link)
+    assert box.unpack(data, "tar", strip_root=True).root == ""
+    assert os.path.realpath(box.work / "etc" / "l").startswith(str(box.work))
+
+
 # ── links and special files ──────────────────────────────────────────────────
 
 

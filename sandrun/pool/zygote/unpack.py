@@ -29,7 +29,7 @@ What is promised, and where:
 
 People pack a project from outside (``tar cz project/``): if an upload is a single
 archive whose top level is one directory and nothing else, that directory is taken
-away, unless the manifest names its entrypoint with it.
+away, unless the manifest names its entrypoint with it or a link leads through it from above.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ class Tree:
         self.files: list[Written] = []
         self.bytes = 0
         self._links: list[tuple[str, str]] = []
+        self.links_by_top = False  # one leads up to the top and down again
         self._last = ""  # the directory that is open
         self._last_fd = root_fd
 
@@ -195,6 +196,7 @@ class Tree:
                 at.append(name)
             elif at:
                 at.pop()
+                self.links_by_top = self.links_by_top or not at
             else:
                 raise UploadRefused(path, f"it is a link out of the upload; {advice}")
             if number < len(names) - 1 and self.kinds.get("/".join(at)) == "link":
@@ -831,7 +833,8 @@ def unpack(
     """Write every part below ``work_fd``. Raises :class:`UploadRefused`.
 
     ``strip_root``: take away the only top directory (see the module's text), but
-    not if there is a file ``unless``, whose name would then no longer be right.
+    not if there is a file ``unless``, whose name would then no longer be right, or a link
+    that needs its name.
     ``max_files`` counts directories too; ``max_bytes`` is the sum of file sizes.
     """
     tree = Tree(work_fd, max_files, max_bytes)
@@ -842,7 +845,9 @@ def unpack(
     finally:
         tree.close()
     root = ""
-    if strip_root and len(parts) == 1 and parts[0].kind != "file" and unless not in tree.kinds:
+    # A link by way of the top (p/x → ../p/y) would lead out of /work without it.
+    stays = unless in tree.kinds or tree.links_by_top
+    if strip_root and len(parts) == 1 and parts[0].kind != "file" and not stays:
         root = _only_directory(tree.kinds)
     if not root:
         return Report(tree.files, tree.bytes, "")

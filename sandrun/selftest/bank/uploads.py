@@ -342,6 +342,15 @@ def _blank_requirements(target: Target) -> None:
     expect(answer["exit_reason"] == "dependency_error", f"ended as {answer['exit_reason']}")
 
 
+def _link_by_the_top(target: Target) -> None:
+    """The directory around everything is taken away: no link may have needed its name."""
+    code = b"import os; p = os.path.realpath('l'); print('held' if p.startswith('/work/') else p)"
+    link = member(b"etc/l", kind=b"2", link=b"../etc/passwd")
+    reason, answer = _answer(target, member(b"etc/main.py", code) + link + END)
+    held = reason in _REFUSED or answer.get("stdout") == "held\n"
+    expect(held, f"{reason}: {answer.get('stdout')!r}")
+
+
 def call(id: str, title: str, run: Callable[[Target], None], **more: Any) -> Call:  # noqa: A002
     """Shorter."""
     return Call(id=id, title=title, run=run, **more)
@@ -390,6 +399,7 @@ CASES: Final[tuple[Case, ...]] = (
             MAIN, pax(linkpath="../../etc/passwd"), member(b"d", kind=b"2", link=b"x"), END
         ),
     ),
+    call("I3.strip", "tar: a link whose target holds the directory around it", _link_by_the_top),
     call(
         "I4",
         "tar: chains of links longer than PATH_MAX (CVE-2025-4517)",
