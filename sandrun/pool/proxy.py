@@ -115,15 +115,12 @@ _INSIDE: Final = tuple(
             "198.18.0.0/15",
             "224.0.0.0/4",
             "240.0.0.0/4",
-            "::/96",  # unspecified, loopback, and the old way to write IPv4
-            "64:ff9b:1::/48",
-            "100::/64",
+            # Global unicast is 2000::/3: what is beside it, such as the old ways to write
+            # IPv4 (::, ::ffff:0:0:0/96), is nobody's whom an index may have for a host.
+            "::/3",
+            "4000::/2",
+            "8000::/1",
             "2001::/23",  # Teredo and its like lead to any IPv4 address
-            "5f00::/16",
-            "fc00::/7",
-            "fe80::/10",
-            "fec0::/10",
-            "ff00::/8",
         ),
     )
 )
