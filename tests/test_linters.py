@@ -23,7 +23,7 @@ SANS_IO = (
     "sandrun/job.py", "sandrun/messages.py", "sandrun/errors.py", "sandrun/manifest.py",
     "sandrun/globs.py", "sandrun/paths.py", "sandrun/restart.py", "sandrun/pool/lifecycle.py",
     "sandrun/verdict.py", "sandrun/pool/mounts.py", "sandrun/http/quota.py",
-    "sandrun/http/queue.py", "sandrun/http/router.py", "sandrun/http/framing.py",
+    "sandrun/http/queue.py", "sandrun/http/young.py", "sandrun/http/router.py", "sandrun/http/framing.py",
     "sandrun/http/connection.py", "sandrun/http/websocket.py",
 )  # fmt: skip
 IO_MODULES = {"socket", "time", "asyncio", "subprocess", "select", "threading"}

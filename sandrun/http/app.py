@@ -14,12 +14,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from sandrun import node_lock
 from sandrun.errors import ProtocolError, RequestError
 from sandrun.http.admission import Admission, crowded
-from sandrun.http.archive import read_index
 from sandrun.http.jobs import MIN_QUEUE_S, Job, Phase, Registry
 from sandrun.http.leases import ANY, Leases
 from sandrun.http.ledger import Ledger
@@ -28,14 +25,14 @@ from sandrun.http.queue import FairQueue
 from sandrun.http.quota import Client, Quota
 from sandrun.http.records import EndRecord
 from sandrun.http.restore import Restorer
+from sandrun.http.results import believable, take_result
 from sandrun.http.spool import Budget
+from sandrun.http.young import YoungJobs
 from sandrun.job import MIB, ExitReason, JobSpec, Limits, Usage, Verdict
-from sandrun.logs import STDERR, Record
 from sandrun.manifest import Rules, package_of
 from sandrun.messages import Install, Installed, InstallFailed
-from sandrun.remedies import remedy_for, remedy_for_requirements
+from sandrun.remedies import remedy_for_requirements
 from sandrun.requirements import RequirementsError, parse
-from sandrun.verdict import Facts, decide
 
 if TYPE_CHECKING:
     import socket
@@ -60,20 +57,10 @@ OURS: Final = (ExitReason.SERVER_FAULT, ExitReason.HOST_PRESSURE)  # the quota i
 ACCOUNTS_EVERY_S: Final = 0.25  # how long a changed account waits to be written
 MAX_RETURNS: Final = 3  # with requirements: an http that was restarted meanwhile asks again
 INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
-REMEDY_LOG_BYTES: Final = 256 * 1024  # a longer log is not searched for a missing module
-MAX_CPU_S: Final = 1e6  # of one job, whatever its zygote says
 PRESSURE_RETRY_S: Final = 5.0
 ROOM_EVERY_S: Final = 1.0  # longer than the pool's figures may be old
-YOUNG_S: Final = 3.0  # so long a job's memory may not show in the host's figures yet
-CROWD_S: Final = 1.0  # a job that has run for so long is no rival of those that begin
 HOLD_BACK_S: Final = 0.01
-PEAK_DECAY: Final = 0.02  # of the memory that a job is expected to use, with each one that ends
 LOST: Final = "the sandbox ended without a result"
-
-
-def believable(cpu_seconds: float) -> float:
-    """A zygote may have been taken over: what it says gives nobody credit, and NaN no account without end."""
-    return min(max(0.0, cpu_seconds), MAX_CPU_S)
 
 
 def _not_installed(job: Job, reason: str) -> Verdict:
@@ -140,10 +127,8 @@ class App:
         self._unsaid: set[tuple[str, str]] = set()  # kinds whose number the pool may not know
         self._service_s = 1.0  # running average of a job's time in a sandbox
         self.admission = Admission(config.rate_limit.queue_seconds)
-        self._peak_bytes = 0  # about what the larger ones of late have used
         self._next_room = 0.0  # when results may make room again
-        self._young: dict[Job, tuple[float, int]] = {}  # since when, and what it may still take
-        self._young_bytes = 0
+        self._young = YoungJobs()
         self._runnable = runnable
         self._processors = os.cpu_count() or 1
         self._held_back: asyncio.TimerHandle | None = None
@@ -355,19 +340,14 @@ class App:
             self.registry.watch(job)  # it may be due earlier than in the queue
             self._arm()
             self.admission.on_start(len(self.queue), now)
-            self._reserve(job, now)
+            self._young.reserve(job, now)
         for kind in self._unsaid:
             self.leases.want(*kind, self._waiting.get(kind, 0))
         self._unsaid.clear()
 
     def _is_crowded(self) -> bool:
         """Whether to hold back; if so, we look again soon, and when a job ends."""
-        now = self.clock()
-        young = 0
-        for since, _ in reversed(self._young.values()):
-            if now - since > CROWD_S:
-                break
-            young += 1
+        young = self._young.beginners(self.clock())
         if not crowded(young, self._runnable, self._processors):
             return False
         if self._held_back is None:
@@ -390,25 +370,8 @@ class App:
             return True
         if self.pool.pressure:
             return False
-        available = self.pool.memory_available_bytes - self._young_bytes
+        available = self.pool.memory_available_bytes - self._young.reserved_bytes
         return job.spec.limits.memory_bytes <= available
-
-    def _reserve(self, job: Job, now: float) -> None:
-        """What a job that has just begun takes is not in the host's figures yet."""
-        for old, (since, reserved) in list(self._young.items()):
-            if now - since < YOUNG_S:
-                break
-            del self._young[old]
-            self._young_bytes -= reserved
-        reserved = min(job.spec.limits.memory_bytes, self._peak_bytes)
-        self._young[job] = (now, reserved)
-        self._young_bytes += reserved
-
-    def _release(self, job: Job, usage: Usage) -> None:
-        _, reserved = self._young.pop(job, (0.0, 0))
-        self._young_bytes -= reserved
-        expected = self._peak_bytes - int(PEAK_DECAY * self._peak_bytes)
-        self._peak_bytes = max(usage.memory_peak_bytes, expected)
 
     def _wait(self, job: Job, change: int) -> None:
         kind = self.kind(job.spec)
@@ -601,54 +564,8 @@ class App:
     def on_result(self, job: Job, result: Result) -> None:
         """The end, with outputs. PID 1's journal has it, so it need not be recorded."""
         self.active.discard(job)
-        verdict = self.take_result(job, result)
+        verdict = take_result(self, job, result)
         self._end(job, verdict, result.usage, in_journal=True)
-
-    def take_result(self, job: Job, result: Result) -> Verdict:
-        """What a Result says of a job, as far as it can be believed."""
-        job.spec = result.spec
-        job.log_end = min(result.log_end, self.maxima.log_bytes)
-        verdict = result.verdict or decide(
-            result.facts or Facts(), result.usage, result.spec.limits, self.maxima
-        )
-        if job.cancelled and verdict.exit_reason is not ExitReason.EXITED:
-            verdict = Verdict(
-                exit_reason=ExitReason.CANCELLED,
-                exit_code=verdict.exit_code,
-                signal=verdict.signal,
-                evidence=verdict.evidence,
-            )
-        if verdict.exit_reason is ExitReason.NONZERO_EXIT and verdict.remedy is None:
-            verdict = self._with_remedy(job, verdict)
-        if result.index_size and job.kept is not None:
-            try:
-                index = read_index(job.kept.outputs_fd, result.index_offset, result.index_size)
-            except (ProtocolError, OSError):
-                verdict = Verdict(
-                    exit_reason=ExitReason.SERVER_FAULT,
-                    evidence=("the outputs that the sandbox handed over are damaged",),
-                )
-            else:
-                job.outputs = {file.path: file for file in index.files}
-                job.skipped = {skipped.path: skipped.reason for skipped in index.skipped}
-        return verdict
-
-    def _with_remedy(self, job: Job, verdict: Verdict) -> Verdict:
-        """A module that is not there leads to the environment that has it."""
-        if job.kept is None or not 0 < job.log_end <= REMEDY_LOG_BYTES:
-            return verdict
-        try:
-            entries = job.kept.log.read(0, REMEDY_LOG_BYTES)
-        except (ProtocolError, ValueError):  # damaged: the verdict says the rest
-            return verdict
-        said = [e.data for e in entries if isinstance(e, Record) and e.stream == STDERR]
-        remedy = remedy_for(
-            b"".join(said).decode("utf-8", "replace"),
-            self.welcome.environments if self.welcome else (),
-            job.spec.environment,
-            requirements=self.config.packages.requirements,
-        )
-        return msgspec.structs.replace(verdict, remedy=remedy)
 
     def on_supervisor_gone(self) -> None:
         """Nothing can go on without it; it restarts us if it is still there."""
@@ -725,7 +642,7 @@ class App:
         self.release_upload(job)
         self.settle(job, verdict, usage, now)
         self.ledger.on_ended(job, None if in_journal else EndRecord(verdict, usage, now))
-        self._release(job, usage)
+        self._young.release(job, usage)
         self._measure(job, verdict, usage, now)
         self.close_job(job, verdict, usage, now)
         self._arm()

@@ -34,6 +34,7 @@ from sandrun.http.jobs import Job, Upload
 from sandrun.http.leases import kept_of, last_word
 from sandrun.http.quota import Client
 from sandrun.http.records import Part
+from sandrun.http.results import take_result
 from sandrun.job import Usage, Verdict
 from sandrun.messages import Elsewhere, Forget, Kill, Result, Started
 
@@ -216,7 +217,7 @@ class Restorer:
         if socket >= 0:
             app.leases.dismiss(kit.entry, socket)
         if isinstance(message, Result):
-            verdict = app.take_result(job, message)
+            verdict = take_result(app, job, message)
             self._ended(job, verdict, message.usage, t, unsettled=unsettled)
         elif isinstance(message, Elsewhere):
             app.on_elsewhere(job, message.spec, message.requirements)
