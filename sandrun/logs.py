@@ -44,6 +44,10 @@ MAX_DATA: Final = 64 * 1024  # of one record; PID 1 reads pipes in steps of this
 MIN_CAPACITY: Final = HEADER_BYTES + 4 * (_RECORD.size + MAX_DATA)
 
 _FIRST_BYTES: Final = _RECORD.size + 4096  # of a single record
+_CHARACTER_BYTES: Final = 3  # of one in UTF-8 that is not whole
+_BACK_RECORDS: Final = 8  # that are looked at behind a position; one character has four bytes
+_BACK_BYTES: Final = MAX_DATA + 4096
+_FORGERIES: Final = 16  # a job may print what looks like the head of a record
 _BLOCK_BYTES: Final = 64 * 1024  # of many: a call for each would take longer than all the rest
 
 STREAM_NAMES: Final = {STDOUT: "stdout", STDERR: "stderr", SYSTEM: "system"}
@@ -221,8 +225,60 @@ class LogReader:
                 taken += size
         return found
 
+    def before(self, position: int) -> dict[int, bytes]:
+        """By stream, the last bytes before a record's ``seq``, three at most: whoever goes
+        on from there may be in the middle of a character. Of streams that are not found
+        close by there is nothing.
+        """
+        end, ring_base, first, _ = self._header()
+        if not 0 < position <= end:
+            return {}
+        in_ring = bool(ring_base) and position > ring_base
+        if in_ring:
+            offset = (position - ring_base) % self._ring_size or self._ring_size
+            at, oldest = HEADER_BYTES + self._head_end + offset, max(first, position - offset)
+        else:
+            at, oldest = HEADER_BYTES + position, 0
+        size = min(position - oldest, _BACK_BYTES)
+        if size <= 0:
+            return {}
+        block = self._block(at - size, size)
+        if in_ring and self._header()[2] > position - size:
+            return {}  # the writer has come round while we read
+        return _last_bytes(block, position)
+
     def _block(self, at: int, size: int) -> bytes:
         return os.pread(self._fd, size, at)
+
+
+def _last_bytes(block: bytes, position: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
+    stop = len(block)
+    for _ in range(_BACK_RECORDS):
+        start = _start_of_last(block, stop, position)
+        if start < 0:
+            break
+        stream = _RECORD.unpack_from(block, start)[3]
+        data = block[start + _RECORD.size : stop] + found.get(stream, b"")
+        found[stream] = data[-_CHARACTER_BYTES:]
+        position -= stop - start
+        stop = start
+    return found
+
+
+def _start_of_last(block: bytes, stop: int, seq: int) -> int:
+    """Where the record begins that ends at ``stop``, or -1."""
+    wanted = struct.pack("<Q", seq)
+    start = stop
+    for _ in range(_FORGERIES):
+        start = block.rfind(wanted, 0, min(stop, start + len(wanted) - 1))
+        if start < 0:
+            break
+        if start + _RECORD.size <= stop:
+            _, _, length, stream = _RECORD.unpack_from(block, start)
+            if start + _RECORD.size + length == stop and stream <= SYSTEM:
+                return start
+    return -1
 
 
 def _record(block: bytes, start: int, position: int, room: int) -> tuple[Record | None, int]:

@@ -9,7 +9,6 @@ goes on without a lost or doubled byte.
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
 import random
 from typing import TYPE_CHECKING, Final
@@ -84,12 +83,17 @@ def snapshot(
         entries = read(job, position, max_bytes)
     except ValueError:
         raise bad_cursor(position) from None
-    out = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == STDOUT)
-    err = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == STDERR)
+    earlier = before(job.kept, position) if entries else {}
+
+    def text(stream: int) -> str:
+        data = b"".join(e.data for e in entries if isinstance(e, Record) and e.stream == stream)
+        # The rest of a character that is not whole comes with what follows.
+        return views.utf8_after(earlier.get(stream, b"")).decode(data, final=job.has_ended)
+
     return api.Logs(
-        stdout=out.decode("utf-8", "replace"),
-        stderr=err.decode("utf-8", "replace"),
-        records=views.log_records(entries) if records else [],
+        stdout=text(STDOUT),
+        stderr=text(STDERR),
+        records=views.log_records(entries, earlier) if records else [],
         cursor=entries[-1].seq if entries else position,
         dropped_bytes=dropped_bytes(job),
         status=job.status,
@@ -115,12 +119,25 @@ def end_of(kept: Kept, position: int) -> int:
         return position
 
 
-def texts(kept: Kept, position: int, end: int, stream: int) -> Iterator[str]:
-    """The text of one stream in pieces, as :func:`snapshot` would give it."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+def before(kept: Kept | None, position: int) -> dict[int, bytes]:
+    """What a decoder has to know that goes on from ``position``."""
+    if kept is None or not position:
+        return {}
+    try:
+        return kept.log.before(position)
+    except ProtocolError:  # damaged by its sandbox
+        return {}
+
+
+def texts(kept: Kept, position: int, end: int, stream: int, *, final: bool) -> Iterator[str]:
+    """The text of one stream in pieces, as :func:`snapshot` would give it. ``final``: no
+    more will follow.
+    """
+    earlier = before(kept, position) if position < end else {}
+    decoder = views.utf8_after(earlier.get(stream, b""))
     for entries in steps(kept, position, end):
         yield decoder.decode(b"".join(raw(e, stream) for e in entries if isinstance(e, Record)))
-    yield decoder.decode(b"", final=True)
+    yield decoder.decode(b"", final=final)
 
 
 def raws(kept: Kept, position: int, end: int, stream: int | None) -> Iterator[bytes]:

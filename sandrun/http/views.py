@@ -12,7 +12,7 @@ from sandrun.job import MIB
 from sandrun.logs import STREAM_NAMES, Gap, Record
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sandrun.http.app import App
     from sandrun.http.jobs import Job
@@ -181,19 +181,35 @@ def log_record(entry: Record | Gap, data: str) -> api.LogRecord:
     )
 
 
-def log_records(entries: Sequence[Record | Gap]) -> list[api.LogRecord]:
+def log_records(
+    entries: Sequence[Record | Gap], before: Mapping[int, bytes]
+) -> list[api.LogRecord]:
     """Each piece; a character may be split between two, so they are decoded in order."""
-    decode = TextDecoder()
+    decode = TextDecoder(before)
     return [log_record(entry, decode(entry)) for entry in entries]
+
+
+def utf8_after(data: bytes) -> codecs.IncrementalDecoder:
+    """A decoder for what follows ``data``, of which only the end of a character that is
+    not whole counts.
+    """
+    decoder = _utf8("replace")
+    decoder.decode(data)
+    return decoder
 
 
 class TextDecoder:
     """Bytes of one log's streams → text. Invalid UTF-8 is replaced; a character that
-    two records share comes with the second one.
+    two records share comes with the second one. ``before``: the last bytes of each stream
+    before the first entry, as ``LogReader.before`` has them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[int, bytes]) -> None:
         self._decoders: dict[int, codecs.IncrementalDecoder] = {}
+        for stream, data in before.items():
+            decoder = utf8_after(data)
+            if decoder.getstate()[0]:
+                self._decoders[stream] = decoder
 
     def __call__(self, entry: Record | Gap) -> str:
         """Text of the next entry of the log."""

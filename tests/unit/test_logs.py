@@ -55,6 +55,48 @@ def test_records_keep_order_time_and_stream(log: Log) -> None:
     assert records[-1].seq == log.reader.end == log.writer.end
 
 
+def test_the_last_bytes_before_a_position_are_found_by_stream(log: Log) -> None:
+    log.writer.write(STDOUT, b"abc\xf0", 0)
+    log.writer.write(STDOUT, b"\x9f", 0)
+    log.writer.write(STDERR, b"x\xc3", 0)
+    one, two, three = log.read_all()
+    assert log.reader.before(0) == log.reader.before(three.seq + 1) == {}
+    assert log.reader.before(one.seq) == {STDOUT: b"bc\xf0"}
+    assert log.reader.before(two.seq) == {STDOUT: b"c\xf0\x9f"}
+    assert log.reader.before(three.seq) == {STDOUT: b"c\xf0\x9f", STDERR: b"x\xc3"}
+    assert log.reader.before(three.seq - 1) == {}  # no position of a record
+
+
+def test_what_a_job_prints_passes_for_no_record(log: Log) -> None:
+    """The head of a record, as it would be where this one ends."""
+    size = 24
+    end = 2 * size + size + 3
+    forged = struct.pack("<QdIB3x", end, 0.0, 3, STDERR) + b"abc"
+    for text in (forged, forged * 3, struct.pack("<Q", end) * 4000):
+        log.writer.write(STDOUT, text, 0)
+        (*_, last) = log.read_all()
+        assert set(log.reader.before(last.seq)) <= {STDOUT, STDERR}  # nothing but his own text
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(1, 4 * MAX_DATA), max_size=12))
+def test_the_last_bytes_are_found_all_through_a_ring(sizes: list[int]) -> None:
+    log = Log()
+    try:
+        for n, size in enumerate(sizes):
+            log.writer.write(STDOUT, bytes([n]) * size, 0)
+        seen = {0: b""}
+        for record in log.read_all():
+            seen[record.seq] = record.data if isinstance(record, Record) else b""
+        for position, text in seen.items():
+            found = log.reader.before(position).get(STDOUT, b"")
+            assert found[-len(text) :] == text[-3:] if len(text) < 3 else found in (b"", text[-3:])
+        last = max(seen)
+        assert not sizes or log.reader.before(last)
+    finally:
+        os.close(log.fd)
+
+
 def test_an_empty_log_is_empty(log: Log) -> None:
     assert (log.reader.read(0), log.reader.end, log.reader.dropped_bytes) == ([], 0, 0)
 

@@ -34,9 +34,10 @@ async def write_events(
     exchange: Exchange,
     steps: AsyncGenerator[list[Record | Gap], None],
     position: int,
+    kept: Kept | None,
 ) -> int:
     """Records as events. The cursor after the last one."""
-    decode = views.TextDecoder()
+    decode = views.TextDecoder(follow.before(kept, position))
     async with aclosing(steps):
         async for entries in steps:
             lines = [
@@ -58,6 +59,7 @@ async def stream_reply(
     kept: Kept,
     since: int,
     *,
+    ended: bool,
     records: bool = False,
 ) -> None:
     """A reply with a large log, as the client takes it: never more than a step is held."""
@@ -69,13 +71,13 @@ async def stream_reply(
     for mark, stream in zip(marks, follow.STREAMS.values(), strict=True):
         before, _, rest = rest.partition(mark.encode())
         await exchange.write(before)
-        for text in follow.texts(kept, since, end, stream):
+        for text in follow.texts(kept, since, end, stream, final=ended):
             await exchange.write(api.encode(text)[1:-1])
             await TURNS.take()
     if records:
         before, bracket, rest = rest.partition(b'"records":[')
         await exchange.write(before + bracket)
-        comma, decode = b"", views.TextDecoder()
+        comma, decode = b"", views.TextDecoder(follow.before(kept, since))
         for entries in follow.steps(kept, since, end):
             listed = (api.encode(views.log_record(one, decode(one))) for one in entries)
             await exchange.write(comma + b",".join(listed))

@@ -59,7 +59,16 @@ class Logs:
             kept = job.kept.hold()
             try:
                 reply = follow.snapshot(job, since, max_bytes=0)
-                await stream_reply(exchange, 200, NO_STORE, reply, kept, since, records=records)
+                await stream_reply(
+                    exchange,
+                    200,
+                    NO_STORE,
+                    reply,
+                    kept,
+                    since,
+                    ended=job.has_ended,
+                    records=records,
+                )
             finally:
                 kept.release()
 
@@ -137,7 +146,7 @@ async def _stream_websocket(exchange: Exchange, job: Job, since: int) -> None:
 
     gone = asyncio.ensure_future(listen())
     try:
-        decode = views.TextDecoder()
+        decode = views.TextDecoder(follow.before(job.kept, since))
         async with aclosing(follow.follow(job, since, gone)) as steps:
             async for entries in steps:
                 for entry in entries:
@@ -155,7 +164,7 @@ async def _stream_events(exchange: Exchange, job: Job, since: int) -> None:
     await exchange.write(b"retry: 1000\n\n")
     # Who sends no more gets a comment: if he is gone, his host's reset says so.
     steps = follow.follow(job, since, exchange.gone, KEEPALIVE_S, exchange.silent)
-    await write_events(exchange, steps, since)
+    await write_events(exchange, steps, since, job.kept)
     await exchange.write(b"event: end\ndata: %b\n\n" % api.encode(_log_end(job)))
     await exchange.finish()
 

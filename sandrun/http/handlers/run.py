@@ -54,7 +54,7 @@ class Run:
             headers = (*NO_STORE, *self.app.quota.headers(job.client, self.app.clock()))
             status = 200 if ended else 202
             if kept is not None and large:
-                await stream_reply(exchange, status, headers, reply, kept, 0)
+                await stream_reply(exchange, status, headers, reply, kept, 0, ended=ended)
             else:
                 await exchange.respond(Response(status, api.encode(reply), headers=headers))
         finally:
@@ -73,7 +73,7 @@ class Run:
         await exchange.write(b"event: job\ndata: %b\n\n" % accepted)
         with follow.until(exchange.gone, timeout_s) as over:
             steps = follow.follow(job, 0, over, KEEPALIVE_S, exchange.silent)
-            position = await write_events(exchange, steps, 0)
+            position = await write_events(exchange, steps, 0, None)
         if not over.done():  # else there may be more of the log
             kept = job.kept.hold() if job.kept else None  # it may be wiped while we write
             try:

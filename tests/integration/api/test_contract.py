@@ -565,6 +565,40 @@ def test_metrics_are_well_formed_and_whole(node: Any) -> None:
     assert {f"sandrun_{name}_total" for name in metrics.TOTALS} <= typed.keys()
 
 
+def thirds(zygote: FakeZygote) -> None:
+    """One character in three records."""
+    zygote.start()
+    for piece in (b"a\xe2", b"\x82", b"\xac\n"):
+        zygote.write(piece)
+    zygote.end()
+
+
+def test_who_comes_back_in_the_middle_of_a_character_sees_it_once(start: Callable[..., Any]) -> None:
+    """By an event stream, a WebSocket or a question: its rest came as U+FFFD."""
+    node = start(script=thirds)
+    job = node.run().json()["job_id"]
+
+    def events(since: str) -> list[tuple[str, str]]:
+        reply = node.client.get(
+            f"/stream/{job}", headers={"Accept": "text/event-stream", "Last-Event-ID": since}
+        )
+        found = re.findall(r"^id: (\d+)\ndata: (.*)$", reply.text, re.M)
+        return [(seq, json.loads(text)["data"]) for seq, text in found]
+
+    async def by_websocket(since: str) -> str:
+        url = node.url.replace("http", "ws")
+        async with connect(f"{url}/ws/{job}?since={since}") as ws:
+            return "".join([json.loads(text).get("data", "") async for text in ws])
+
+    whole = events("0")
+    assert [text for _, text in whole] == ["a", "", "\u20ac\n"]
+    for seq, _ in whole[:2]:
+        assert "".join(text for _, text in events(seq)) == "\u20ac\n"
+        assert asyncio.run(by_websocket(seq)) == "\u20ac\n"
+        logs = node.client.get(f"/logs/{job}?since={seq}&records=1").json()
+        assert logs["stdout"] == "".join(one["data"] for one in logs["records"]) == "\u20ac\n"
+
+
 def flood(zygote: FakeZygote) -> None:
     """0.9 MiB of log: a character split between all records, NULs, both streams."""
     zygote.start()

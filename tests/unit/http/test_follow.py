@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sandrun.http import archive, follow
+from sandrun.http import archive, follow, views
 from sandrun.http.handlers import outputs
 from sandrun.logs import HEADER_BYTES, STDERR, STDOUT, Gap, LogReader, LogWriter, Record
 
@@ -155,3 +155,60 @@ def test_in_a_turn_of_the_loop_one_piece_of_a_file_is_sent():
     os.close(fd)
     assert sizes == {size}
     assert most <= 2  # the last byte comes right behind the piece before it
+
+
+# ── taken up in the middle of a character ────────────────────────────────────
+
+TEXT = "a\u00e9\u20ac\U0001f600 z"
+
+
+def split_log(pieces):
+    """Of a job that has ended, a record for each piece of stdout, with others between."""
+    fd = os.memfd_create("log")
+    writer = LogWriter(fd, LOG_BYTES)
+    for piece in pieces:
+        writer.write(STDOUT, piece, 0.5)
+        writer.write(STDERR, b"!", 0.5)
+    kept = SimpleNamespace(log=LogReader(fd, LOG_BYTES))
+    job = SimpleNamespace(kept=kept, log_end=writer.end, has_ended=False, status="running")
+    return fd, job
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_a_follower_that_comes_back_after_any_record_sees_each_character_once(width):
+    """The rest of a character came as U+FFFD after a cursor that lay in its middle."""
+    data = TEXT.encode()
+    fd, job = split_log(data[at : at + width] for at in range(0, len(data), width))
+    entries = follow.read(job, 0, 1 << 20)
+    for there in range(len(entries) + 1):
+        text = ""
+        for position, part in ((0, entries[:there]), (None, entries[there:])):
+            start = entries[there - 1].seq if position is None and there else 0
+            decode = views.TextDecoder(follow.before(job.kept, start))
+            text += "".join(decode(one) for one in part if one.stream == STDOUT)
+        assert text == TEXT
+    os.close(fd)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_who_asks_again_and_again_gets_each_character_once(width):
+    """Also with U+FFFD for the part that was there already."""
+    data = TEXT.encode()
+    fd, job = split_log(data[at : at + width] for at in range(0, len(data), width))
+    answers, listed, cursor = "", "", 0
+    while (reply := follow.snapshot(job, cursor, records=True, max_bytes=1)).cursor != cursor:
+        answers += reply.stdout
+        listed += "".join(one.data for one in reply.records if one.stream == "stdout")
+        cursor = reply.cursor
+    assert answers == listed == TEXT
+    os.close(fd)
+
+
+def test_what_is_no_character_at_the_end_of_all_is_told_as_such():
+    fd, job = split_log([b"caf\xc3"])
+    assert follow.snapshot(job).stdout == "caf"
+    job.has_ended = True
+    assert follow.snapshot(job).stdout == "caf\ufffd"
+    pieces = [follow.texts(job.kept, 0, job.log_end, STDOUT, final=final) for final in (0, 1)]
+    assert ["".join(texts) for texts in pieces] == ["caf", "caf\ufffd"]
+    os.close(fd)
