@@ -24,7 +24,7 @@ SANS_IO = (
     "sandrun/globs.py", "sandrun/paths.py", "sandrun/restart.py", "sandrun/pool/lifecycle.py",
     "sandrun/verdict.py", "sandrun/pool/mounts.py", "sandrun/http/quota.py",
     "sandrun/http/queue.py", "sandrun/http/young.py", "sandrun/http/router.py", "sandrun/http/framing.py",
-    "sandrun/http/connection.py", "sandrun/http/websocket.py",
+    "sandrun/http/connection.py", "sandrun/http/websocket.py", "sandrun/http/listener.py",
 )  # fmt: skip
 IO_MODULES = {"socket", "time", "asyncio", "subprocess", "select", "threading"}
 CTYPES_HOMES = ("sandrun/pool/linux/", "sandrun/pool/native/launcher.py", "sandrun/confine.py",

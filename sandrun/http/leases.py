@@ -2,7 +2,7 @@
 
 The supervisor leases zygotes ahead of time: a dispatch is one datagram from here
 to PID 1. This module moves messages and descriptors and keeps no opinion on jobs:
-what comes in goes to a :class:`Listener`, in the order of ``messages.py``.
+what comes in goes to a :class:`Listener` (listener.py), in the order of ``messages.py``.
 
 A zygote is a process that a hostile job has run beside. Whatever it sends out of
 turn is a :class:`ProtocolError`: the zygote is killed and its job counts as lost.
@@ -14,16 +14,13 @@ import logging
 import os
 import socket
 from collections import deque
-from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol, assert_never
-
-import msgspec
+from typing import TYPE_CHECKING, Final, assert_never
 
 from sandrun import journal
 from sandrun.channel import Channel, Closed, close_all
 from sandrun.errors import ProtocolError
 from sandrun.http.jobs import Kept
-from sandrun.logs import LogReader
+from sandrun.http.leased import Stage, Zygote, dispatch_of, kept_of, last_word
 from sandrun.messages import (
     Acknowledge,
     Cancel,
@@ -64,7 +61,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from sandrun.http.jobs import Job
-    from sandrun.job import JobSpec
+    from sandrun.http.listener import Listener
 
 log: Final = logging.getLogger("sandrun.http")
 
@@ -73,106 +70,6 @@ CANCEL_GRACE_S: Final = 2.0  # PID 1 kills and reports in milliseconds; then it 
 ANY: Final = "exec"  # the warm kind that runs everything
 FEWER_S: Final = 0.02  # how long the pool may think that more jobs wait than do
 PATIENCE_S: Final = 2.0  # with the pool's word that a warm zygote is coming, if none comes
-
-
-class Stage(Enum):
-    """Where a leased zygote is."""
-
-    READY = "ready"
-    RESIZING = "resizing"
-    DISPATCHED = "dispatched"
-    STARTED = "started"
-    GONE = "gone"
-
-
-class Zygote:
-    """One leased sandbox. Owned by :class:`Leases`."""
-
-    __slots__ = (
-        "cancelling",
-        "channel",
-        "environment",
-        "id",
-        "job",
-        "kept",
-        "pending",
-        "restored",
-        "stage",
-        "warm",
-    )
-
-    def __init__(
-        self, lease: Lease | StoreEntry, channel: Channel[ToZygote, FromZygote], kept: Kept
-    ) -> None:
-        assert lease.zygote is not None
-        self.id = lease.zygote
-        self.environment = lease.environment
-        self.warm = lease.warm
-        self.channel = channel
-        self.kept = kept
-        self.stage = Stage.READY
-        self.job: Job | None = None
-        self.pending: Dispatch | None = None  # while it is being resized
-        self.cancelling = False
-        self.restored = False  # an earlier http gave it its job
-
-
-class Listener(Protocol):
-    """Who is told. Called from the event loop, never concurrently."""
-
-    def on_welcome(self, welcome: Welcome) -> None:
-        """The node introduces itself."""
-
-    def on_pool_state(self, state: PoolState) -> None:
-        """The pool has changed."""
-
-    def on_http_deaths(self, deaths: HttpDeaths) -> None:
-        """Why we are not the first http."""
-
-    def on_entry(self, entry: StoreEntry, fds: list[int]) -> None:
-        """An earlier http has left this; the descriptors are the listener's."""
-
-    def on_restored(self, restored: Restored) -> None:
-        """That was all."""
-
-    def on_store_state(self, state: StoreState) -> None:
-        """The store is full, or has room again."""
-
-    def on_dispatch(self, job: Job, zygote: int) -> None:
-        """The job is about to be sent to this zygote: the last moment to record it."""
-
-    def on_leave(self, leave: Leave) -> None:
-        """Another http takes over."""
-
-    def on_installed(self, answer: Installed | InstallFailed) -> None:
-        """The requirements of a job are there, or cannot be had."""
-
-    def on_drain(self, drain: Drain) -> None:
-        """No more jobs."""
-
-    def on_ready(self) -> None:
-        """One more zygote."""
-
-    def on_started(self, job: Job, started: Started) -> None:
-        """Its first process runs."""
-
-    def on_log(self, job: Job, end: int) -> None:
-        """Its log has grown to ``end``."""
-
-    def on_spent(self, job: Job, cpu_seconds: float) -> None:
-        """It has used so much so far."""
-
-    def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
-        """It belongs into another sandbox; nothing has run."""
-
-    def on_result(self, job: Job, result: Result) -> None:
-        """The end."""
-
-    def on_lost(self, job: Job, *, started: bool) -> None:
-        """Its sandbox is gone without a result."""
-
-    def on_supervisor_gone(self) -> None:
-        """The control channel is closed."""
 
 
 class Leases:
@@ -642,38 +539,3 @@ class Leases:
             self._retire(zygote)
         self._loop.remove_reader(self._control.fileno())
         self._control.close()
-
-
-def dispatch_of(job: Job) -> Dispatch:
-    """What its zygote is told."""
-    upload = job.upload
-    return Dispatch(
-        spec=job.spec,
-        files=job.files,
-        index_offset=upload.index_offset if upload else 0,
-        index_size=upload.index_size if upload else 0,
-        manifest_given=job.given,
-    )
-
-
-def kept_of(log_fd: int, outputs_fd: int) -> Kept:
-    """A log (with the journal behind it) and outputs, as they came from the supervisor."""
-    capacity = os.fstat(log_fd).st_size - journal.JOURNAL_BYTES
-    return Kept(LogReader(log_fd, capacity), log_fd, outputs_fd, os.close)
-
-
-_decode_word: Final = msgspec.msgpack.Decoder(FromZygote).decode
-
-
-def last_word(kept: Kept, slot: int) -> tuple[FromZygote, float] | None:
-    """What PID 1 wrote into this slot of its journal, and when. Junk counts as nothing."""
-    capacity = os.fstat(kept.log_fd).st_size - journal.JOURNAL_BYTES
-    word = journal.read(kept.log_fd, capacity, slot)
-    if word is None:
-        return None
-    try:
-        message: FromZygote = _decode_word(word.data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    allowed = (Started,) if slot == journal.STARTED else (Result, Elsewhere)
-    return (message, word.t) if isinstance(message, allowed) else None

@@ -31,7 +31,7 @@ from sandrun.channel import close_all
 from sandrun.errors import ProtocolError
 from sandrun.http import records
 from sandrun.http.jobs import Job, Upload
-from sandrun.http.leases import kept_of, last_word
+from sandrun.http.leased import kept_of, last_word
 from sandrun.http.quota import Client
 from sandrun.http.records import Part
 from sandrun.http.results import take_result
