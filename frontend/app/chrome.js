@@ -7,7 +7,6 @@ import { html } from './html.js'
 import { icon } from './icons.js'
 import * as store from './store.js'
 import { balance, history, quota, server } from './store.js'
-import { headline } from './verdict.js'
 
 export const dialogs = reactive({ open: '' })
 const close = () => { dialogs.open = '' }
@@ -93,7 +92,7 @@ export const banner = () => {
 
 // ── dialogs ──────────────────────────────────────────────────────────────────
 
-const STATE = { queued: 'queued', running: 'running', completed: 'completed', failed: 'failed', gone: 'gone' }
+const STATE = { queued: 'Queued', running: 'Running', gone: 'No longer on the server' }
 
 const historyDialog = () => html`<${Dialog} title="Jobs of this tab" onClose=${close}>
   ${history.value.length === 0 ? html`<p class="quiet-state">No job yet. Closing the tab forgets this list.</p>` : html`<div>
@@ -101,7 +100,7 @@ const historyDialog = () => html`<${Dialog} title="Jobs of this tab" onClose=${c
       <span class=${['lamp', entry.exit_reason === 'cancelled' ? 'gone' : entry.state]} aria-hidden="true"></span>
       <button type="button" class="row-main" onClick=${() => { close(); store.reopen(entry) }}>
         <b><bdi>${visible(entry.title)}</bdi></b>
-        <small>${entry.state === 'failed' ? headline({ exit_reason: entry.exit_reason, limits: entry.manifest }).replace(' ?', '') : STATE[entry.state]}, ${new Date(entry.at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}</small>
+        <small>${entry.said ?? STATE[entry.state]}, ${new Date(entry.at).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' })}</small>
       </button>
       ${entry.files && html`<button type="button" class="button quiet small" onClick=${() => { close(); store.restore(entry); }}>Edit and run again</button>`}
     </li>`)}</ul>

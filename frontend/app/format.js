@@ -11,7 +11,8 @@ export function bytes(n) {
 
 export function seconds(s) {
   if (s == null || !Number.isFinite(s)) return '–'
-  if (s < 0.9995) return `${Math.max(0, Math.round(s * 1000))} ms`
+  if (s < 0.0005) return '< 1 ms'
+  if (s < 0.9995) return `${Math.round(s * 1000)} ms`
   if (s < 9.995) return `${s.toFixed(2)} s`
   if (s < 99.95) return `${s.toFixed(1)} s`
   const two = (big, unit, small, smaller) => `${big} ${unit}${small ? ` ${small} ${smaller}` : ''}`

@@ -126,6 +126,17 @@ function openList(path) {
   store.openFile(path, 1)
 }
 
+// A job.json that the server refused is mended where it lies.
+const refusedJobJson = () => job.exit_reason === 'upload_error' && !job.readonly
+  && job.evidence.some((fact) => fact.includes('job.json')) && store.paths.value.includes('job.json')
+
+/** {label, run} for advice that the page can follow by itself. */
+function followAdvice() {
+  if (job.readonly || !store.paths.value.length) return null
+  const [, name] = /^the module [\w.-]+ is not there: add a line "([\w.-]+)" to a requirements\.txt/.exec(job.advice ?? '') ?? []
+  return name && { label: `Add ${name} and run again`, run: () => store.addRequirement(name) }
+}
+
 function openStdin() {
   ui.tab = 'settings'
   nextTick(() => document.getElementById('f-stdin')?.focus())
@@ -137,11 +148,14 @@ const verdict = () => {
   const canRaise = suggestion?.to && !job.readonly && store.paths.value.length > 0
   const facts = evidence(job)
   const list = requirementsFile()
+  const follow = followAdvice()
   if (!facts.length && !job.advice && !suggestion && !list) return null
   return html`<div class=${['verdict', mood.value]}>
     ${facts.length > 0 && html`<ul class="evidence" aria-label="Evidence">${facts.map((fact) => html`<li><code>${fact.split('\n').map(visible).join('\n')}</code></li>`)}</ul>`}
     ${job.advice && !canRaise && html`<p>${visible(job.advice)}</p>`}
     ${list && html`<button type="button" class="button" onClick=${() => openList(list)}>${icon('file')}<span>Open <bdi>${visible(list)}</bdi></span></button>`}
+    ${refusedJobJson() && html`<button type="button" class="button" onClick=${() => openList('job.json')}>${icon('file')}<span>Open job.json</span></button>`}
+    ${follow && html`<button type="button" class="button" onClick=${follow.run}>${icon('play')}<span>${follow.label}</span></button>`}
     ${job.advice?.includes('"stdin"') && !job.readonly && html`<button type="button" class="button" onClick=${openStdin}>${icon('text')}<span>Give it input</span></button>`}
     ${suggestion && !suggestion.to && !job.advice && html`<p>That is already the most that this server gives.</p>`}
     ${canRaise && html`<button type="button" class="button" onClick=${() => raise(suggestion)}>${icon('up')}<span>${raiseLabel(suggestion)} and run again</span></button>`}
@@ -164,7 +178,7 @@ const subline = () => {
   const facts = []
   if (job.phase === 'none') return html`<p class="sub">${'Nothing has run yet'}</p>`
   if (job.title) facts.push(visible(job.title))
-  if (job.meta.interpreter && job.phase !== 'gone') facts.push(job.meta.interpreter)
+  if (job.meta.interpreter && job.phase !== 'gone') facts.push(job.meta.interpreter === 'binary' ? 'compiled' : job.meta.interpreter)
   if (job.phase === 'done') {
     if (job.meta.environment && job.meta.environment !== 'default') facts.push(job.meta.environment)
     if (job.exit_reason === 'exited') facts.push(`exit code ${job.meta.exit_code ?? 0}`)

@@ -68,16 +68,19 @@ function applySgr(style, parameters) {
   style.key = null
 }
 
-/** The 16 colours are classes (they follow the theme); others are exact. */
+/** The 16 colours are classes (they follow the theme); others are exact, as far as they can be read. */
 function rendered(style) {
   if (style.key) return style.key
   const classes = [], css = {}
-  const paint = (value, kind, property) => {
+  const paint = (value, kind) => {
     if (typeof value === 'number') classes.push(`${kind}${value}`)
-    else if (value) css[property] = value
+    else if (value) {
+      classes.push(`${kind}-exact`)
+      css[kind === 'fg' ? '--ink' : '--ground'] = value
+    }
   }
-  paint(style.fg, 'fg', 'color')
-  paint(style.bg, 'bg', 'backgroundColor')
+  paint(style.fg, 'fg')
+  paint(style.bg, 'bg')
   for (const name of ['bold', 'dim', 'italic', 'underline', 'inverse', 'strike']) {
     if (style[name]) classes.push(`a-${name}`)
   }

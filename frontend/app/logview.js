@@ -200,8 +200,8 @@ export const LogView = {
       </div>`
     }
 
-    const tool = (name, label, pressed, run) => html`<button type="button" class="button quiet square" aria-label=${label} title=${label}
-      aria-pressed=${pressed} onClick=${run}>${icon(name)}</button>`
+    const tool = (name, label, pressed, run, disabled = false) => html`<button type="button" class="button quiet square" aria-label=${label} title=${label}
+      aria-pressed=${pressed} disabled=${disabled} onClick=${run}>${icon(name)}</button>`
 
     const link = () => {
       if (!store.job.active || !store.job.id) return null
@@ -244,8 +244,8 @@ export const LogView = {
             ${tool('search', options.searching ? 'Close search' : 'Search the log', options.searching, toggleSearch)}
             ${tool('wrap', 'Wrap long lines', options.wrap, () => { options.wrap = !options.wrap })}
             ${tool('clock', 'Seconds since the start', options.stamps, () => { options.stamps = !options.stamps })}
-            ${tool('copy', 'Copy the log', null, () => store.copy(store.log.value.text(), 'Log'))}
-            ${tool('download', 'Download the log', null, download)}
+            ${tool('copy', 'Copy the log', null, () => store.copy(store.log.value.text(), 'Log'), isEmpty)}
+            ${tool('download', 'Download the log', null, download, isEmpty)}
           </div>
         </div>
         <div class="log-frame">

@@ -99,6 +99,17 @@ addEventListener('beforeunload', (event) => {
   if (['packing', 'uploading'].includes(store.job.phase)) event.preventDefault()
 })
 
+// What had the focus and is gone (a remedy that was taken, a file that was removed) leaves it to Run.
+let focused = null
+addEventListener('focusin', (event) => { focused = event.target })
+addEventListener('focusout', ({ target }) => queueMicrotask(() => { if (focused === target && target.isConnected) focused = null }))
+new MutationObserver(() => {
+  if (!focused || focused.isConnected) return
+  focused = null
+  const isLost = document.activeElement === document.body && !document.querySelector('dialog[open]')
+  if (isLost) document.querySelector('.run')?.focus({ preventScroll: true })
+}).observe(document.getElementById('app'), { childList: true, subtree: true })
+
 // ── the page ─────────────────────────────────────────────────────────────────
 
 const App = {

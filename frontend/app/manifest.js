@@ -65,11 +65,17 @@ export function toManifest(form) {
   return manifest
 }
 
+/** Throws where it is no manifest: the server would refuse it, too. */
 export function fromManifest(manifest) {
+  if (manifest === null || typeof manifest !== 'object' || Array.isArray(manifest)) throw new Error('it is no object')
+  const need = (key, isRight, what) => { if (manifest[key] != null && !isRight(manifest[key])) throw new Error(`"${key}" must be ${what}`) }
+  need('args', Array.isArray, 'a list')
+  need('outputs', Array.isArray, 'a list')
+  need('env', (value) => typeof value === 'object' && !Array.isArray(value), 'an object')
   const form = emptyForm()
   const known = new Set(Object.keys(form))
   for (const [key, value] of Object.entries(manifest)) {
-    if (!known.has(key) || key === 'stated') continue
+    if (!known.has(key) || key === 'stated' || value === null) continue
     form.stated.push(key)
     if (key === 'args') form.args = value.map(String).map(quoteWord).join(' ')
     else if (key === 'env') form.env = Object.entries(value).map(([name, v]) => ({ name, value: String(v) }))

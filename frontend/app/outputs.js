@@ -228,9 +228,20 @@ export const Outputs = {
       nextTick(() => document.querySelector('.preview')?.scrollIntoView({ block: 'nearest' }))
     }
 
-    const row = (file) => {
+    const directory = (file) => file?.path.slice(0, file.path.lastIndexOf('/') + 1) ?? ''
+
+    /** Two and more of one directory stand below its name, which leaves their own all the room. */
+    const rows = (list) => list.flatMap((file, i) => {
+      const own = directory(file)
+      const isFirst = own !== directory(list[i - 1])
+      const isGrouped = own && (!isFirst || own === directory(list[i + 1]))
+      const heading = isGrouped && isFirst ? [html`<li key=${`${own}:`} class="output-group" aria-hidden="true"><bdi>${visible(own)}</bdi></li>`] : []
+      return [...heading, row(file, isGrouped)]
+    })
+
+    const row = (file, isGrouped) => {
       const slash = file.path.lastIndexOf('/') + 1
-      return html`<li key=${file.path} class=${['output', { current: file.path === current.value }]}>
+      return html`<li key=${file.path} class=${['output', { current: file.path === current.value, grouped: isGrouped }]}>
         <input type="checkbox" aria-label=${`Choose ${visible(file.path)}`} checked=${chosen.has(file.path)} onChange=${() => toggle(file.path)} disabled=${isGone.value} />
         <button type="button" class="row-main" aria-current=${file.path === current.value ? 'true' : null} title=${visible(file.path)} onClick=${() => lookAt(file)}>
           ${icon(iconOf(file))}
@@ -260,7 +271,7 @@ export const Outputs = {
           </div>
         </div>
         <div class="outputs-body">
-          <div class="output-list"><ul>${list.map(row)}</ul>
+          <div class="output-list"><ul>${rows(list)}</ul>
             ${skipped.value.length > 0 && html`<div class="skipped"><h3>Not taken</h3><ul>${skipped.value.map(([path, why]) => html`<li class="row" key=${path}><span class="row-main"><bdi>${visible(path)}</bdi><small>${visible(why)}</small></span></li>`)}</ul></div>`}
           </div>
           ${shown.value && !isGone.value ? html`<${Preview} file=${shown.value} jobId=${job.id} />` : html`<div class="preview"><p class="quiet-state">${isGone.value ? 'The files are gone.' : 'Choose a file to look at it.'}</p></div>`}

@@ -215,7 +215,10 @@ const NewFile = {
   },
 }
 
-const isChanged = computed(() => Object.keys(manifest.value ?? {}).some((key) => key !== 'entrypoint') || form.entrypoint !== '')
+const isChanged = computed(() => {
+  const found = store.build.value ? ['entrypoint', 'build', ...(form.outputs ? [] : ['outputs'])] : ['entrypoint']
+  return Object.keys(manifest.value ?? {}).some((key) => !found.includes(key)) || form.entrypoint !== ''
+})
 
 const tab = (name, label, extra) => html`<button type="button" role="tab" id=${`tab-${name}`} aria-selected=${ui.tab === name} aria-controls="source-panel"
   tabindex=${ui.tab === name ? 0 : -1} onClick=${() => { ui.tab = name }}>${label}${extra}</button>`
@@ -300,8 +303,10 @@ const notices = () => {
       <button type="button" class="link" onClick=${changeBuild}>Change</button></div>`)
   }
   if (work.jobJson && paths.value.includes('job.json')) {
-    list.push(html`<div class="notice" key="jobjson" role="status">${icon('gear')}<p>${visible(work.jobJson)}</p>
-      <button type="button" class="link" onClick=${() => { ui.tab = 'settings' }}>Look</button></div>`)
+    const { text, bad } = work.jobJson
+    list.push(html`<div class=${['notice', { warning: bad }]} key="jobjson" role="status">${icon(bad ? 'warning' : 'gear')}<p>${visible(text)}</p>
+      ${bad ? work.open !== 'job.json' && html`<button type="button" class="link" onClick=${() => openFile('job.json')}>Open</button>`
+        : html`<button type="button" class="link" onClick=${() => { ui.tab = 'settings' }}>Look</button>`}</div>`)
   }
   if (work.skipped.length) {
     list.push(html`<div class="notice plain" key="skipped">${icon('folder')}
@@ -396,7 +401,7 @@ const outputsHint = () => {
 
 const settingsPanel = () => html`<form class="settings" onSubmit=${(event) => event.preventDefault()}>
   <section>
-    <h3>Program</h3>
+    <h2>Program</h2>
     <div class="two">
       ${field('entrypoint', 'Entrypoint', textInput('entrypoint', { placeholder: entrypoint.value || 'main.py', list: 'known-files' }), 'The file that is started')}
       ${field('interpreter', 'Interpreter', selectInput('interpreter', [['', interpreter.value && !form.interpreter ? `Automatic (${interpreter.value})` : 'Automatic'], ...server.interpreters.map(({ name, version }) => [name, version && version !== name ? `${name} – ${version}` : name])]))}
@@ -407,7 +412,7 @@ const settingsPanel = () => html`<form class="settings" onSubmit=${(event) => ev
     ${envEditor()}
   </section>
   <section>
-    <h3>Environment</h3>
+    <h2>Environment</h2>
     <div class="two">
       ${field('environment', 'Packages', selectInput('environment', [['', 'Default'], ...server.environments.filter(({ name }) => name !== 'default').map(({ name, description }) => [name, description ? `${name} – ${description}` : name])]), packagesHint())}
       ${field('profile', 'System calls', selectInput('profile', [['', 'Default'], ['compute', 'Compute only']]), 'Compute only: no subprocesses, no sockets')}
@@ -418,14 +423,14 @@ const settingsPanel = () => html`<form class="settings" onSubmit=${(event) => ev
     </div>
   </section>
   <section>
-    <h3>Outputs</h3>
+    <h2>Outputs</h2>
     <div class="field"><label for="f-outputs">Patterns</label>
       <textarea id="f-outputs" class="input mono" rows="3" spellcheck="false" placeholder="*" value=${form.outputs} onInput=${set('outputs')}></textarea>
       ${outputsHint()}
     </div>
   </section>
   <section>
-    <h3>Limits</h3>
+    <h2>Limits</h2>
     <div class="limits">${LIMITS.map(limitRow)}</div>
   </section>
   <section class="settings-end">
@@ -469,17 +474,18 @@ const cost = () => {
 }
 
 const refused = () => {
+  // The time to wait is told by a button that counts.
   const { message, until, armed, status, cure, field: name } = refusal.value
   const left = until ? Math.max(0, (until - clock.value) / 1000) : 0
   return html`<div class=${['notice', status === 429 ? 'warning' : 'bad', 'refusal']} role="alert">
     ${icon(status === 429 ? 'clock' : status === 0 ? 'offline' : 'warning')}
-    <p><b>${{ 429: 'Not yet', 413: 'Too large', 0: 'Not sent' }[status] ?? 'Not accepted'}.</b> ${visible(message).replace(/^./, (c) => c.toUpperCase())}</p>
+    <p><b>${{ 429: 'Not yet', 413: 'Too large', 0: 'Not sent' }[status] ?? 'Not accepted'}.</b> ${visible(until ? message.replace(/; try again in .*$/, '') : message).replace(/^./, (c) => c.toUpperCase())}</p>
     ${until > 0 && (left > 0
       ? armed ? html`<span class="count-down">runs in ${countdown(left)}</span>`
         : html`<button type="button" class="button small" onClick=${arm}>Run in ${countdown(left)}</button>`
       : html`<span class="count-down">ready again</span>`)}
     ${cure && html`<button type="button" class="button small" onClick=${store.takeCure}>Use it and run</button>`}
-    ${name && !cure && html`<button type="button" class="link" onClick=${() => { ui.tab = 'settings'; nextTick(() => document.getElementById(`f-${name}`)?.focus()) }}>Show</button>`}
+    ${name && !cure && html`<button type="button" class="link" onClick=${() => showField(name)}>Show</button>`}
     <button type="button" class="button quiet square" aria-label="Dismiss" onClick=${() => { refusal.value = null }}>${icon('close', 12)}</button>
   </div>`
 }
@@ -503,16 +509,24 @@ const runButton = () => (job.active
   : html`<button type="button" class="button primary large run" onClick=${press} onKeydown=${held} disabled=${!canRun.value}
       aria-keyshortcuts="Control+Enter Meta+Enter"><span class="label" key="run">${icon('play')}<span>Run</span><kbd>${isMac ? '⌘' : 'Ctrl'} ↵</kbd></span></button>`)
 
-const runBar = () => html`<div class="run-bar">
+function showField(name) {
+  ui.tab = 'settings'
+  nextTick(() => document.getElementById(`f-${name}`)?.focus())
+}
+
+const runBar = () => {
+  const [problem] = Object.entries(formProblems.value)
+  return html`<div class="run-bar">
   ${refusal.value && refused()}
   <div class="run-row">
     <div class="run-facts">
-      <code class="command">${command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'Open the file that shall run' : 'Nothing to run yet'}</span>`}</code>
+      <code class="command">${problem ? html`<button type="button" class="link problem" onClick=${() => showField(problem[0])}>${problem[1]}</button>` : command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'Open the file that shall run' : 'Nothing to run yet'}</span>`}</code>
       <p class="cost">${cost()}</p>
     </div>
     ${runButton()}
   </div>
 </div>`
+}
 
 export const SourcePane = {
   setup() {

@@ -282,6 +282,7 @@ function showFile(file, state, text, line) {
 export function edit(text) {
   const file = fileAt(work.open)
   if (!file) return
+  if (file.path === 'job.json') work.jobJson = null // it was about the old one
   file.text = text
   file.edited = true
   work.text = text
@@ -298,6 +299,23 @@ export function addFile(path, text = '') {
 }
 
 const byPath = (a, b) => (a.path < b.path ? -1 : 1)
+
+/** Ask for a package as well, and run. */
+export async function addRequirement(name) {
+  const path = form.requirements.trim() || 'requirements.txt'
+  const file = fileAt(path)
+  const text = file ? file.text ?? (await file.blob.text()) : ''
+  const lines = `${text}${text && !text.endsWith('\n') ? '\n' : ''}${name}\n`
+  const entry = { path, blob: file?.blob ?? new Blob([]), text: lines, edited: true }
+  const ran = entrypoint.value
+  work.files = [...work.files.filter((other) => other.path !== path), entry].sort(byPath)
+  work.pristine = false
+  work.version++
+  form.requirements = path
+  if (work.open === path) work.text = lines
+  if (entrypoint.value !== ran) form.entrypoint = ran // it ran because it was the only file
+  run()
+}
 
 export function removeFile(path) {
   const inside = (file) => file.path === path || file.path.startsWith(`${path}/`)
@@ -341,14 +359,16 @@ async function take({ files, skipped }, replace) {
 
 async function readJobJson() {
   const file = fileAt('job.json')
+  work.jobJson = null
   if (!file) return
   try {
     const value = JSON.parse(file.text ?? (await file.blob.text()))
     const { form: read, unknown } = fromManifest(value)
     setForm(read)
-    work.jobJson = unknown.length ? `job.json filled the settings; unknown: ${unknown.join(', ')}` : 'job.json filled the settings'
+    work.jobJson = unknown.length ? { text: `job.json has what this server does not know: ${unknown.join(', ')}`, bad: true }
+      : { text: 'job.json filled the settings', bad: false }
   } catch (error) {
-    work.jobJson = `job.json could not be read: ${error.message}`
+    work.jobJson = { text: `job.json could not be read: ${error.message}`, bad: true }
   }
 }
 
@@ -761,7 +781,7 @@ function finished(id, found, outputs) {
   takeStatus(found, id)
   job.outputs = outputs
   setPhase('done')
-  note({ id, state: job.status, exit_reason: job.exit_reason })
+  note({ id, state: job.status, exit_reason: job.exit_reason, said: headline(job) })
   spoken.value = `${headline(job)}. ${plural(job.outputs.length, 'output file')}.`
   setTimeout(refreshStats, REST_MS)
 }

@@ -30,10 +30,12 @@ const PLAIN = {
   server_fault: 'Our fault, not yours; your quota was given back',
 }
 
+const BUILD = 'this was the build command; the entrypoint did not run'
+
 export function headline(job) {
-  const { exit_reason: reason, meta = {}, limits = {} } = job
+  const { exit_reason: reason, meta = {}, limits = {}, evidence: facts = [] } = job
   if (reason === 'exited') return 'Completed'
-  if (reason === 'nonzero_exit') return `Failed with exit code ${meta.exit_code ?? '?'}`
+  if (reason === 'nonzero_exit') return `${facts.includes(BUILD) ? 'The build failed' : 'Failed'} with exit code ${meta.exit_code ?? '?'}`
   if (reason === 'signaled') {
     const name = SIGNALS[meta.signal] ?? `signal ${meta.signal}`
     const about = ABOUT_SIGNAL[meta.signal]
@@ -48,7 +50,7 @@ export function headline(job) {
 
 /** What was measured, without what the headline says already. */
 export const evidence = ({ exit_reason: reason, evidence: facts }) =>
-  (reason === 'nonzero_exit' ? facts.filter((fact) => !/^exit status \d+$/.test(fact)) : facts)
+  (reason === 'nonzero_exit' ? facts.filter((fact) => fact !== BUILD && !/^exit status \d+$/.test(fact)) : facts)
 
 const nice = (key, value) => (key === 'memory_mb' ? Math.ceil(value / 64) * 64 : Math.ceil(value))
 

@@ -2,8 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
+import axe_playwright_python
 from playwright.sync_api import expect
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 
 EDITOR = ".code textarea"
 ENDED = ".state.good, .state.bad, .state.muted"
@@ -99,6 +103,17 @@ class Page:
         """Open an output's preview."""
         self.raw.locator(".output .row-main", has_text=path).click()
         expect(self.raw.locator(".preview-head b")).to_have_text(path)
+
+    def findings(self):
+        """axe-core's serious and critical findings, readable."""
+        self.raw.evaluate(AXE)  # through the debugger: the page's policy refuses foreign scripts
+        found = self.raw.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        return [
+            (rule["id"], node["target"], node["failureSummary"])
+            for rule in found
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
 
     def clipboard(self):
         return self.raw.evaluate("navigator.clipboard.readText()")

@@ -4,11 +4,8 @@ import gzip
 import re
 from pathlib import Path
 
-import axe_playwright_python
 import pytest
 from playwright.sync_api import expect
-
-AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 
 BUSY = """
 import sys
@@ -19,40 +16,95 @@ open("data.json", "w").write('{"a": [1, null, "x"]}')
 """
 
 
-def serious(page):
-    """axe-core's serious and critical findings, readable."""
-    page.raw.evaluate(AXE)  # through the debugger: the page's policy refuses foreign scripts
-    found = page.raw.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [
-        (rule["id"], node["target"], node["failureSummary"])
-        for rule in found
-        if rule["impact"] in ("serious", "critical")
-        for node in rule["nodes"]
-    ]
-
-
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_axe_finds_nothing_serious(open_page, server, theme):
     page = open_page(server.url, theme=theme, reduced_motion="reduce")
     page.is_ready()
-    assert serious(page) == []
+    assert page.findings() == []
     page.run(BUSY)
     page.look_at("data.json")
     expect(page.preview.locator("pre")).to_be_visible()
-    assert serious(page) == []
+    assert page.findings() == []
     page.look_at("table.csv")
     page.settings()
-    assert serious(page) == []
+    assert page.findings() == []
     page.code()
     page.run("data = bytearray(2**30)\n", re.compile("^Stopped"))
-    assert serious(page) == []
+    assert page.findings() == []
     for name in ("Privacy and isolation", "Jobs of this tab", "Keyboard"):
         page.button(name).click()
         expect(page.raw.get_by_role("dialog")).to_be_visible()
-        assert serious(page) == []
+        assert page.findings() == []
         page.raw.keyboard.press("Escape")
     page.button("Open files").click()
-    assert serious(page) == []
+    assert page.findings() == []
+
+
+COLOURS = """
+import sys
+print("\x1b[38;5;226mpale\x1b[0m \x1b[38;2;0;0;90mdark\x1b[0m \x1b[7;33mturned\x1b[0m")
+print("seek", file=sys.stderr)
+"""
+
+
+def test_axe_finds_nothing_serious_where_something_went_wrong_or_is_shown_to_others(
+    open_page, server, tmp_path
+):
+    page = open_page(server.url, reduced_motion="reduce")
+    page.is_ready()
+
+    def is_fine(page, *themes):
+        for theme in themes:
+            page.raw.emulate_media(color_scheme=theme)
+            assert page.findings() == []
+
+    page.run(COLOURS)
+    page.button("Search the log").click()
+    page.raw.get_by_label("Search the log").fill("seek")
+    is_fine(page, "light", "dark")
+    other = open_page(page.share("Copy view link"), context=page.raw.context)
+    other.ended()
+    is_fine(other, "dark")
+    other.raw.close()
+    page.run("import nothing_of_nobody\n", "Failed with exit code 1")
+    expect(page.button("Add nothing-of-nobody and run again")).to_be_visible()
+    is_fine(page, "light")
+    page.settings()
+    page.raw.get_by_label("Arguments").fill("'open")
+    expect(page.button("The arguments hold an open")).to_be_visible()
+    is_fine(page, "dark")
+    page.raw.get_by_label("Arguments").fill("")
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "job.json").write_text("{,}")
+    (tmp_path / "p" / "main.c").write_text("int main(void) { return 0; }\n")
+    page.drop(tmp_path / "p")
+    expect(page.raw.get_by_text("is compiled before it runs")).to_be_visible()
+    page.run(headline="Not started: the upload cannot run as it is")
+    is_fine(page, "light", "dark")
+    page.button("Open job.json").click()
+    page.write("{}")
+    page.run(headline=re.compile("^Completed|^The build failed"))
+
+
+def test_remedies_need_nothing_but_the_keyboard(page):
+    keys = page.raw.keyboard
+    page.run("print('hello', input())\n", "Failed with exit code 1")
+    page.button("Give it input").focus()
+    keys.press("Enter")
+    expect(page.raw.get_by_label("Standard input")).to_be_focused()
+    keys.type("you")
+    keys.press("Control+Enter")
+    page.ended()
+    assert page.log_lines() == ["hello you"]
+    page.raw.locator("#f-memory_mb").fill("64")
+    page.code()
+    before = page.raw.evaluate("location.hash")
+    page.run("data = bytearray(80 * 2**20)\n", re.compile("^Stopped"))
+    assert page.raw.evaluate("location.hash") != before
+    page.button(re.compile("^Raise memory to .* and run again$")).focus()
+    keys.press("Enter")
+    page.ended()
+    expect(page.button(re.compile("^Run"))).to_be_focused()  # not lost with the button
 
 
 @pytest.mark.parametrize("width", [360, 768, 1024, 1440, 1920, 3840])

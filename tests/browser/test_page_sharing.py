@@ -152,6 +152,7 @@ print("spent")
     page.start()
     alert = page.raw.get_by_role("alert")
     expect(alert).to_contain_text("Not yet. Your quota")
+    assert page.findings() == []
     expect(page.headline).to_have_text("Completed")  # of the last job, which is still there
     expect(page.log).to_contain_text("spent")
     page.button(re.compile("^Run in ")).click()
