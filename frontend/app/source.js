@@ -266,7 +266,8 @@ const empty = () => html`<div class="dropzone">
 </div>`
 
 const noEditor = () => html`<div class="quiet-state">
-  ${work.openState === 'binary' ? html`<p>${visible(baseName(work.open))} is not text. It runs along as it is.</p>`
+  ${store.archive.value ? html`<p><b>${visible(baseName(work.open))}</b> is unpacked by the server. What runs says the job.json in it, the entrypoint in the settings, or a name like main.py or index.js.</p>`
+    : work.openState === 'binary' ? html`<p>${visible(baseName(work.open))} is not text. It runs along as it is.</p>`
     : work.openState === 'large' ? html`<p>${visible(baseName(work.open))} is too large to edit here. It runs along as it is.</p>`
     : html`<p>Choose a file to look at it.</p>`}
 </div>`
@@ -520,7 +521,7 @@ const runBar = () => {
   ${refusal.value && refused()}
   <div class="run-row">
     <div class="run-facts">
-      <code class="command">${problem ? html`<button type="button" class="link problem" onClick=${() => showField(problem[0])}>${problem[1]}</button>` : command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${paths.value.length ? 'Open the file that shall run' : 'Nothing to run yet'}</span>`}</code>
+      <code class="command">${problem ? html`<button type="button" class="link problem" onClick=${() => showField(problem[0])}>${problem[1]}</button>` : command.value ? html`<span class="prompt" aria-hidden="true">$</span> ${command.value}` : html`<span class="muted">${store.archive.value ? `What ${visible(store.archive.value.path)} says` : paths.value.length ? 'Open the file that shall run' : 'Nothing to run yet'}</span>`}</code>
       <p class="cost">${cost()}</p>
     </div>
     ${runButton()}

@@ -201,16 +201,20 @@ export const sizeOf = (file) => (file.text != null ? encoder.encode(file.text).l
 export const written = () => (work.files.every((file) => file.text != null)
   ? Object.fromEntries(work.files.map((file) => [file.path, file.text])) : null)
 
+/** An archive that comes alone is unpacked by the server, and what is in it says what runs. */
+export const archive = computed(() => (work.files.length === 1 && /\.(tar\.gz|tgz|tar|zip)$/i.test(work.files[0].path) ? work.files[0] : null))
+
 // Where nothing says what runs, it is the file that one looks at.
 export const entrypoint = computed(() => {
   const found = detectEntrypoint(form, paths.value)
+  if (archive.value) return form.entrypoint.trim()
   if (found || paths.value.length === 1) return found || paths.value[0]
   const isProgram = detectInterpreter(form, work.open, server.interpreters) || detectBuild(form, work.open)
   return work.open && isProgram ? work.open : ''
 })
 export const interpreter = computed(() => detectInterpreter(form, entrypoint.value, server.interpreters))
 export const build = computed(() => detectBuild(form, entrypoint.value))
-export const formProblems = computed(() => problems(form, maximum.value, paths.value))
+export const formProblems = computed(() => problems(form, maximum.value, archive.value ? [] : paths.value))
 export const manifest = computed(() => {
   let result
   try {
@@ -399,6 +403,7 @@ function nameOfPasted(text) {
 }
 
 export function takePasted(text) {
+  text = text.replace(/\r\n?/g, '\n') // of the clipboard, not of the program: a shell would stumble over it
   return take({ files: [{ path: nameOfPasted(text), blob: new Blob([text]), text, edited: true }], skipped: [] }, false)
 }
 
@@ -568,8 +573,9 @@ async function send(launch) {
   const files = written()
   if (files && totalSize.value < MAX_INLINE) return sendSmall(launch, files)
   const { signal } = launch.abort
-  launch.show('packing')
-  const blob = await pack(work.files.map(entryOf), { signal, onFile: () => { job.upload.packed++ } })
+  const ready = archive.value
+  if (!ready) launch.show('packing')
+  const blob = ready?.blob ?? await pack(work.files.map(entryOf), { signal, onFile: () => { job.upload.packed++ } })
   if (blob.size > maxUpload.value) {
     throw new api.ApiError(413, {
       error: `The packed upload has ${formatBytes(blob.size)}; this server takes ${formatBytes(maxUpload.value)}`, code: 'body_too_large',
@@ -579,7 +585,7 @@ async function send(launch) {
   job.upload.total = blob.size
   const body = new FormData()
   body.append('manifest', new Blob([JSON.stringify(launch.manifest)], { type: 'application/json' }))
-  body.append('files', blob, 'job.tar.gz')
+  body.append('files', blob, ready?.path ?? 'job.tar.gz')
   const start = performance.now()
   const onProgress = (loaded, total) => {
     Object.assign(job.upload, { sent: loaded, total, speed: loaded / Math.max(0.001, (performance.now() - start) / 1000) })

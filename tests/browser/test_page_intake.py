@@ -144,6 +144,31 @@ def test_a_script_can_be_pasted(page):
     expect(page.log).to_contain_text("pasted")
 
 
+def test_an_archive_that_is_dropped_alone_is_unpacked(page, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "main.py").write_text("print(open('data.txt').read())\n")
+    (tmp_path / "p" / "data.txt").write_text("out of the zip")
+    page.drop(shutil.make_archive(str(tmp_path / "Project"), "zip", tmp_path, "p"))
+    expect(page.raw.get_by_text("is unpacked by the server")).to_be_visible()
+    page.run()
+    assert page.log_lines() == ["out of the zip"]
+
+
+def test_a_script_from_a_clipboard_with_crlf_is_a_script(page):
+    page.button("Open files").click()
+    page.raw.locator(".menu-item", has_text="Empty the workspace").click()
+    page.raw.evaluate(
+        """() => {
+          const clipboardData = new DataTransfer()
+          clipboardData.setData('text/plain', '#!/bin/sh\\r\\nif true; then\\r\\n\\techo fine 🏜️\\r\\nfi\\r\\n')
+          document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData, bubbles: true }))
+        }"""
+    )
+    expect(page.raw.locator(".command")).to_contain_text("main.sh")
+    page.run()
+    assert page.log_lines() == ["fine 🏜️"]
+
+
 def test_a_dropped_file_can_be_edited_before_it_runs(page, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "main.py").write_text("print(open('word.txt').read())\n")
