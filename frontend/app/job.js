@@ -130,6 +130,13 @@ function openList(path) {
 const refusedJobJson = () => job.exit_reason === 'upload_error' && !job.readonly
   && job.evidence.some((fact) => fact.includes('job.json')) && store.paths.value.includes('job.json')
 
+/** The setting that an upload was refused for, where the settings say it. */
+function refusedSetting() {
+  if (job.exit_reason !== 'upload_error' || job.readonly || refusedJobJson()) return ''
+  const [, name] = /^(entrypoint|interpreter|build|requirements): /.exec(job.evidence[0] ?? '') ?? []
+  return name ?? ''
+}
+
 /** {label, run} for advice that the page can follow by itself. */
 function followAdvice() {
   if (job.readonly || !store.paths.value.length) return null
@@ -137,9 +144,9 @@ function followAdvice() {
   return name && { label: `Add ${name} and run again`, run: () => store.addRequirement(name) }
 }
 
-function openStdin() {
+function openSetting(name) {
   ui.tab = 'settings'
-  nextTick(() => document.getElementById('f-stdin')?.focus())
+  nextTick(() => document.getElementById(`f-${name}`)?.focus())
 }
 
 const verdict = () => {
@@ -148,15 +155,16 @@ const verdict = () => {
   const canRaise = suggestion?.to && !job.readonly && store.paths.value.length > 0
   const facts = evidence(job)
   const list = requirementsFile()
-  const follow = followAdvice()
+  const follow = followAdvice(), setting = refusedSetting()
   if (!facts.length && !job.advice && !suggestion && !list) return null
   return html`<div class=${['verdict', mood.value]}>
     ${facts.length > 0 && html`<ul class="evidence" aria-label="Evidence">${facts.map((fact) => html`<li><code>${fact.split('\n').map(visible).join('\n')}</code></li>`)}</ul>`}
     ${job.advice && !canRaise && html`<p>${visible(job.advice)}</p>`}
     ${list && html`<button type="button" class="button" onClick=${() => openList(list)}>${icon('file')}<span>Open <bdi>${visible(list)}</bdi></span></button>`}
     ${refusedJobJson() && html`<button type="button" class="button" onClick=${() => openList('job.json')}>${icon('file')}<span>Open job.json</span></button>`}
+    ${setting && html`<button type="button" class="button" onClick=${() => openSetting(setting)}>${icon('gear')}<span>Set the ${setting}</span></button>`}
     ${follow && html`<button type="button" class="button" onClick=${follow.run}>${icon('play')}<span>${follow.label}</span></button>`}
-    ${job.advice?.includes('"stdin"') && !job.readonly && html`<button type="button" class="button" onClick=${openStdin}>${icon('text')}<span>Give it input</span></button>`}
+    ${job.advice?.includes('"stdin"') && !job.readonly && html`<button type="button" class="button" onClick=${() => openSetting('stdin')}>${icon('text')}<span>Give it input</span></button>`}
     ${suggestion && !suggestion.to && !job.advice && html`<p>That is already the most that this server gives.</p>`}
     ${canRaise && html`<button type="button" class="button" onClick=${() => raise(suggestion)}>${icon('up')}<span>${raiseLabel(suggestion)} and run again</span></button>`}
   </div>`

@@ -68,14 +68,14 @@ export function toManifest(form) {
 /** Throws where it is no manifest: the server would refuse it, too. */
 export function fromManifest(manifest) {
   if (manifest === null || typeof manifest !== 'object' || Array.isArray(manifest)) throw new Error('it is no object')
-  const need = (key, isRight, what) => { if (manifest[key] != null && !isRight(manifest[key])) throw new Error(`"${key}" must be ${what}`) }
+  const need = (key, isRight, what) => { if (manifest[key] !== undefined && !isRight(manifest[key])) throw new Error(`"${key}" must be ${what}`) }
   need('args', Array.isArray, 'a list')
   need('outputs', Array.isArray, 'a list')
-  need('env', (value) => typeof value === 'object' && !Array.isArray(value), 'an object')
+  need('env', (value) => value && typeof value === 'object' && !Array.isArray(value), 'an object')
   const form = emptyForm()
   const known = new Set(Object.keys(form))
   for (const [key, value] of Object.entries(manifest)) {
-    if (!known.has(key) || key === 'stated' || value === null) continue
+    if (!known.has(key) || key === 'stated') continue
     form.stated.push(key)
     if (key === 'args') form.args = value.map(String).map(quoteWord).join(' ')
     else if (key === 'env') form.env = Object.entries(value).map(([name, v]) => ({ name, value: String(v) }))
@@ -100,6 +100,15 @@ const ENTRYPOINTS = ['main.py', 'index.js', 'main.sh', 'run.sh', ...Object.keys(
 export function detectEntrypoint(form, paths) {
   if (form.entrypoint.trim()) return form.entrypoint.trim()
   return ENTRYPOINTS.find((name) => paths.includes(name)) ?? ''
+}
+
+const MAIN = /(^|\/)(__main__|main|index|app|run)\.\w+$/
+
+/** The only program among `paths`, or the only one with a name that programs begin with, or ''. */
+export function onlyProgram(form, paths, interpreters) {
+  const programs = paths.filter((path) => detectInterpreter(form, path, interpreters) || detectBuild(form, path))
+  const mains = programs.filter((path) => MAIN.test(path))
+  return (programs.length === 1 ? programs[0] : mains.length === 1 ? mains[0] : '')
 }
 
 const endingOf = (path) => (path.lastIndexOf('.') > 0 ? path.slice(path.lastIndexOf('.')) : '')

@@ -6,7 +6,7 @@ import { examplesFor } from './examples.js'
 import { baseName, bytes as formatBytes, count, instant, plural, visible } from './format.js'
 import { looksSecret, readDrop, readPicker, readSkipped } from './intake.js'
 import { LogBuffer } from './log.js'
-import { detectBuild, detectEntrypoint, detectInterpreter, emptyForm, fromManifest, problems, toManifest } from './manifest.js'
+import { detectBuild, detectEntrypoint, detectInterpreter, emptyForm, fromManifest, onlyProgram, problems, toManifest } from './manifest.js'
 import { LogStream } from './stream.js'
 import { pack } from './tar.js'
 import { headline } from './verdict.js'
@@ -209,6 +209,8 @@ export const entrypoint = computed(() => {
   const found = detectEntrypoint(form, paths.value)
   if (archive.value) return form.entrypoint.trim()
   if (found || paths.value.length === 1) return found || paths.value[0]
+  const only = onlyProgram(form, paths.value, server.interpreters)
+  if (only) return only
   const isProgram = detectInterpreter(form, work.open, server.interpreters) || detectBuild(form, work.open)
   return work.open && isProgram ? work.open : ''
 })

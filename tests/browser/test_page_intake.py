@@ -169,6 +169,24 @@ def test_a_script_from_a_clipboard_with_crlf_is_a_script(page):
     assert page.log_lines() == ["fine 🏜️"]
 
 
+def test_the_only_program_of_a_project_runs_wherever_it_lies(page, tmp_path):
+    for path in ("README.md", "src/main.py", "src/lib/__init__.py", "src/lib/tool.py"):
+        (tmp_path / "p" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / path).write_text("from lib import tool\nprint('found')\n" if "main" in path else "")
+    page.drop(tmp_path / "p")
+    expect(page.raw.locator(".command")).to_contain_text("python3 src/main.py")
+    page.run()
+    assert page.log_lines() == ["found"]
+
+
+def test_a_file_that_nothing_runs_leads_to_its_setting(page, tmp_path):
+    (tmp_path / "Main.java").write_text("public class Main {}")
+    page.drop(tmp_path / "Main.java")
+    page.run(headline="Not started: the upload cannot run as it is")
+    page.button("Set the interpreter").click()
+    expect(page.raw.get_by_label("Interpreter")).to_be_focused()
+
+
 def test_a_dropped_file_can_be_edited_before_it_runs(page, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "main.py").write_text("print(open('word.txt').read())\n")
@@ -263,6 +281,7 @@ def test_of_several_programs_the_one_that_is_open_runs(page, tmp_path):
     page.run()
     expect(page.log).to_contain_text("Hallo")
     page.raw.locator(".row-main", has_text="lösung.py").click()
+    expect(page.raw.locator(".command")).to_contain_text("lösung.py")
     page.run(headline="Failed with exit code 1")
     page.button("Give it input").click()
     expect(page.raw.get_by_label("Standard input")).to_be_focused()

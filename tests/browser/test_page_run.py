@@ -205,7 +205,8 @@ for name in ("a.txt", "b.txt", "c.log"):
 def test_the_form_knows_the_servers_maxima(page):
     page.settings()
     page.raw.locator("#f-memory_mb").fill("999999")
-    expect(page.raw.get_by_text("Memory goes up to 2048 here")).to_be_visible()
+    expect(page.raw.locator(".limit .problem")).to_have_text("Memory goes up to 2048 here")
+    expect(page.button("Memory goes up to 2048 here")).to_be_visible()  # beside Run, too
     expect(page.button(re.compile("^Run"))).to_be_disabled()
     page.raw.locator("#f-memory_mb").fill("32")
     expect(page.button(re.compile("^Run"))).to_be_enabled()
