@@ -82,6 +82,7 @@ def test_axe_finds_nothing_serious_where_something_went_wrong_or_is_shown_to_oth
     page.run(headline="Not started: the upload cannot run as it is")
     is_fine(page, "light", "dark")
     page.button("Open job.json").click()
+    expect(page.raw.locator(".code textarea")).to_have_value("{,}")
     page.write("{}")
     page.run(headline=re.compile("^Completed|^The build failed"))
 
