@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 
 OURS: Final = (ExitReason.SERVER_FAULT, ExitReason.HOST_PRESSURE)  # the quota is given back
 ACCOUNTS_EVERY_S: Final = 0.25  # how long a changed account waits to be written
-MAX_RETURNS: Final = 3  # with requirements: an http that was restarted meanwhile asks again
+# Sandboxes that die before they run anything are often several (killed for want of memory);
+# an http that was restarted while requirements were installed asks again.
+MAX_RETURNS: Final = 3
 INSTALL_WAIT_S: Final = 60.0  # beyond its own time-out, for its turn
 PRESSURE_RETRY_S: Final = 5.0
 ROOM_EVERY_S: Final = 1.0  # longer than the pool's figures may be old
@@ -516,16 +518,12 @@ class App:
     def on_elsewhere(self, job: Job, spec: JobSpec, requirements: str) -> None:
         """job.json asked for another sandbox, or the requirements must be installed first.
 
-        Once; more is a fault of ours.
+        More than :data:`MAX_RETURNS` times is a fault of ours.
         """
         self.active.discard(job)
         if job.cancelled:
             self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
-        elif (
-            job.returned >= (MAX_RETURNS if requirements else 1)
-            or self.draining
-            or not self._allowed(spec)
-        ):
+        elif job.returned >= MAX_RETURNS or self.draining or not self._allowed(spec):
             fault = "the job could not be moved to the sandbox that its job.json asks for"
             self._end(job, Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(fault,)), Usage())
         else:
@@ -544,7 +542,7 @@ class App:
         self.active.discard(job)
         if job.cancelled:
             self._end(job, Verdict(exit_reason=ExitReason.CANCELLED), Usage())
-        elif started or job.returned or self.draining:
+        elif started or job.returned >= MAX_RETURNS or self.draining:
             verdict = Verdict(exit_reason=ExitReason.SERVER_FAULT, evidence=(LOST,))
             self._end(job, verdict, Usage())
         else:
@@ -714,8 +712,8 @@ class App:
                 evidence = (f"no sandbox became free in {self.clock() - job.submitted:.0f} s",)
                 self._drop_queued(job, Verdict(exit_reason=ExitReason.EXPIRED, evidence=evidence))
             case Phase.DISPATCHED | Phase.RUNNING:
-                # The watchdog: PID 1 should have ended it long ago.
-                job.returned += 1
+                # The watchdog: PID 1 should have ended it long ago. Not again.
+                job.returned = MAX_RETURNS
                 self.leases.kill(job)
 
     def close(self) -> None:

@@ -4,8 +4,8 @@
 
     QUEUED ──dispatched──▶ DISPATCHED ──started──▶ RUNNING ──ended──▶ ENDED
        ▲                        │
-       └──────── returned ──────┘   (once: the sandbox died before it ran anything,
-                                     or the job belongs into another environment)
+       └──────── returned ──────┘   (the sandbox died before it ran anything, or the
+                                     job belongs into another environment)
 
 A job id is a secret: whoever has it owns the job. A view id reads and cannot
 change. Ids are looked up by a keyed hash, so the time that a comparison takes

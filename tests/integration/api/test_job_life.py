@@ -16,6 +16,7 @@ import pytest
 from fakes import FakeZygote, elsewhere
 
 from sandrun.config import Config, RateLimit
+from sandrun.http.app import MAX_RETURNS
 from sandrun.job import ExitReason
 from sandrun.messages import Keep, Kill, Resize, Spent, Want
 
@@ -183,12 +184,16 @@ def test_a_cancel_that_nobody_obeys_becomes_a_kill(start: Callable[..., Any]) ->
     node.pool.wait(lambda: any(isinstance(m, Kill) for m in node.pool.received))
 
 
-def test_a_sandbox_that_dies_before_the_job_ran_is_replaced_once(start: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("deaths", [1, MAX_RETURNS])
+def test_sandboxes_that_die_before_the_job_ran_are_replaced(
+    start: Callable[..., Any], deaths: int
+) -> None:
+    """Whatever kills one that is ready often kills those beside it, too."""
     seen: list[FakeZygote] = []
 
     def script(zygote: FakeZygote) -> None:
         seen.append(zygote)
-        if len(seen) == 1:
+        if len(seen) <= deaths:
             zygote.die()
         else:
             zygote.start()
@@ -196,13 +201,14 @@ def test_a_sandbox_that_dies_before_the_job_ran_is_replaced_once(start: Callable
 
     node = start(script=script)
     assert node.run().json()["status"] == "completed"
-    assert len(seen) == 2
+    assert len(seen) == deaths + 1
 
 
-def test_twice_is_our_fault_and_the_quota_comes_back(start: Callable[..., Any]) -> None:
+def test_again_and_again_is_our_fault_and_the_quota_comes_back(start: Callable[..., Any]) -> None:
     node = start(Config(), script=FakeZygote.die)
     reply = node.run().json()
     assert reply["exit_reason"] == "server_fault"
+    assert len(node.pool.dispatched) == 1 + MAX_RETURNS
     quota = node.client.get("/stats").json()["your_quota"]
     assert quota["active_jobs"] == 0
     assert quota["jobs_this_hour"] == 0
@@ -380,7 +386,7 @@ def test_a_zygote_that_talks_out_of_turn_is_killed(start: Callable[..., Any]) ->
 
     node = start(script=script)
     assert node.run().json()["exit_reason"] == "server_fault"
-    node.pool.wait(lambda: sum(isinstance(m, Kill) for m in node.pool.received) == 2)
+    node.pool.wait(lambda: sum(isinstance(m, Kill) for m in node.pool.received) == 1 + MAX_RETURNS)
 
 
 def test_the_quota_refuses_with_everything_a_client_needs(start: Callable[..., Any]) -> None:
