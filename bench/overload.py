@@ -7,13 +7,15 @@
 Against a server of our own, in one run:
 
 1. capacity: jobs per second with more clients than sandboxes;
-2. at capacity: so many arrive, at random moments;
-3. overload: ``factor`` times as many. The first seconds, in which a queue may still be
+2. just at capacity: few clients, two for each processor, which keep it busy;
+3. as many arrive as it can do, at random moments. Only printed: what they notice hangs
+   on chance, and on how soon others are refused;
+4. overload: ``factor`` times as many. The first seconds, in which a queue may still be
    a burst, are not counted;
-4. after it: one job at a time.
+5. after it: one job at a time.
 
 Held against the promise: latency of jobs that are admitted under overload stays
-within twice that at capacity (median and 95th percentile); refusals are fast and say
+within twice that just at capacity (median and 95th percentile); refusals are fast and say
 when to come again; no job ends otherwise than by itself, but those that use more
 memory than their own limit; jobs that were running before all this never notice.
 Exit status 1 if any of it is not so.
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import sys
 import time
@@ -57,6 +60,7 @@ MIX = (
     (0.03, HOG, {"memory_mb": 64}, "out_of_memory"),
 )
 CLIENTS = 48
+FEW_PER_PROCESSOR = 2
 SETTLE_S = 12.0  # of overload: a queue is a burst for 5 s, and is worked off in as many
 LATENCY_FACTOR = 2.0
 REFUSAL_P99_S = 0.5
@@ -134,14 +138,14 @@ class Traffic:
         (kind,) = self.random.choices(range(len(MIX)), [share for share, *_ in MIX])
         return kind
 
-    async def closed(self, seconds: float, clients: int) -> float:
+    async def closed(self, seconds: float, clients: int, seen: Seen | None = None) -> float:
         """So many clients with one job of the mix each at a time. Jobs per second."""
         start, done = time.perf_counter(), 0
 
         async def client() -> None:
             nonlocal done
             while time.perf_counter() < start + seconds:
-                if await self.one(self._kind(), time.perf_counter(), None):
+                if await self.one(self._kind(), time.perf_counter(), seen):
                     done += 1
                 else:
                     await asyncio.sleep(self.random.uniform(0.1, 0.3))
@@ -167,21 +171,26 @@ class Traffic:
 
 
 async def measure(url: str, seconds: float, factor: float) -> list[str]:
-    """All four; what does not hold, as sentences."""
+    """All of it; what does not hold, as sentences."""
     traffic = Traffic(url, 1)
     steady = await _submit(traffic, LONG)
     await traffic.closed(5, CLIENTS)  # pools and caches come to their size
     capacity = await traffic.closed(seconds, CLIENTS)
     print(f"capacity: {capacity:.0f} jobs/s")
-    at = await traffic.open(capacity, seconds, settle_s=SETTLE_S)
-    print(f"at capacity: {at.line()}")
+    at = Seen()
+    reached = await traffic.closed(seconds, FEW_PER_PROCESSOR * (os.cpu_count() or 1), at)
+    print(f"just at capacity ({reached:.0f} jobs/s): {at.line()}")
+    arriving = await traffic.open(capacity, seconds, settle_s=SETTLE_S)
+    print(f"as many arrive: {arriving.line()}")
     over = await traffic.open(capacity * factor, seconds, settle_s=SETTLE_S)
     print(f"at {factor:g} x capacity: {over.line()}")
     after = Seen()
     for _ in range(20):
         await traffic.one(0, time.perf_counter(), after)
     print(f"after it: {after.line()}")
-    wrong = [f"{name} ({n} x)" for seen in (at, over, after) for name, n in seen.wrong.items()]
+    wrong = [
+        f"{name} ({n} x)" for seen in (at, arriving, over, after) for name, n in seen.wrong.items()
+    ]
     for share, name in ((0.5, "median"), (0.95, "95th percentile")):
         before, now = percentile(at.latencies, share), percentile(over.latencies, share)
         if not now <= LATENCY_FACTOR * before:

@@ -8,8 +8,10 @@ leave it, which is measured.
 A burst may wait for as long as the operator allows (``queue_seconds``), or as long as a
 job takes. A queue that does not get shorter than half a job's own time for
 :data:`STANDING_S` is no burst but overload: from then on whoever would wait longer than
-that is refused, so that those who are accepted are served almost as fast as ever.
-It is over when nobody has had to be refused for as long. (The distinction is that of
+a quarter of it is refused, so that those who are accepted are served almost as fast as
+ever: refusing takes processor time from the jobs, too. A queue as short as that still
+never runs dry, since others come at once. It is over when nobody has had to be refused
+for as long. (The distinction is that of
 CoDel, Nichols and Jacobson 2012: good queue and bad queue.)
 
 What counts is the place of this client's next job in the fair queue, not the length of
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 STANDING_S: Final = 5.0  # a queue of that age is no burst
 TARGET_S: Final = 0.25  # no wait below this is called long
 TARGET_SHARE: Final = 0.5  # of a job's own time: as long as that again would double the latency
+OVERLOAD_S: Final = 0.05  # under overload: the least wait that is refused
+OVERLOAD_SHARE: Final = 0.25
 SMOOTHING: Final = 0.05  # twenty starts or so count: zygotes come in batches
 YOUNG_PER_PROCESSOR: Final = 2  # may always run: one waits for memory while the other computes
 CROWD: Final = 4  # runnable threads for each processor
@@ -86,7 +90,10 @@ class Admission:
         """0 if a job that would get ``place`` may come in, else after how many seconds to try."""
         target = max(TARGET_S, TARGET_SHARE * service_s)
         overload = self._look(self.wait_s(waiting, now, guess_s) > target, now)
-        allowed = target if overload else max(service_s, self._most_s)
+        if overload:
+            allowed = max(OVERLOAD_S, OVERLOAD_SHARE * service_s)
+        else:
+            allowed = max(service_s, self._most_s)
         # The next one always may: with nobody before it, waiting costs nobody anything.
         if place <= 1 or (wait := self.wait_s(place, now, guess_s)) <= allowed:
             return 0.0
